@@ -6,8 +6,16 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from triton_fixture import triton, triton_factory, triton_repository
+from triton_that_died import pytest_runtest_makereport, pytest_runtest_protocol, pytest_terminal_summary
 
-__all__ = ["triton", "triton_factory", "triton_repository"]
+__all__ = [
+    "pytest_runtest_makereport",
+    "pytest_runtest_protocol",
+    "pytest_terminal_summary",
+    "triton",
+    "triton_factory",
+    "triton_repository",
+]
 
 
 # How long an example takes, and how fast they are drawn, is no property of what is tested: a machine may be busy.

@@ -16,7 +16,7 @@ async def test_a_worker_is_ready_from_its_start_to_its_drain_while_something_can
         told = asyncio.ensure_future(changes.wait())
         await asyncio.sleep(0)
         step()
-        await asyncio.wait_for(told, 5)
+        await asyncio.wait_for(told, 60)
         assert (readiness.is_ready(), readiness.reasons()) == (False, reasons)
 
 

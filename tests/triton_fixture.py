@@ -65,7 +65,7 @@ async def triton(triton_repository: Path) -> AsyncIterator[LocalTriton]:
 @contextlib.asynccontextmanager
 async def for_the_whole_run(server: LocalTriton) -> AsyncIterator[LocalTriton]:
     """A server that tests share; `start_again_what_died` looks after it."""
-    await server.start()
+    await server.start(timeout=250)
     _shared.append(server)
     yield server
     _shared.remove(server)
@@ -79,7 +79,7 @@ async def start_again_what_died() -> None:
     for server in _shared:
         if not server.is_running:
             await server.kill()
-            await server.start()
+            await server.start(timeout=250)
             await asyncio.sleep(2.5)  # until gateways have probed it
 
 
@@ -91,7 +91,7 @@ async def triton_factory(triton_repository: Path) -> AsyncIterator[TritonFactory
     async def start(models: Sequence[str], *, extra: Sequence[str] = ()) -> LocalTriton:
         server = LocalTriton(triton_repository, models=models, extra=(*FAST_START, *extra))
         started.append(server)
-        await server.start()
+        await server.start(timeout=250)
         return server
 
     yield start

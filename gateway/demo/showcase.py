@@ -96,7 +96,7 @@ def tasks_of(name: str | None, *, every: bool) -> tuple[Task, ...]:
 def prepare(settings: DemoSettings) -> None:
     """Do what takes long once: fetch the local Triton, build the models. Blocks; Ctrl-C ends it at any time.
 
-    The ports and the input are checked first, so that a port that is taken is reported before the downloads.
+    The ports, the input and the config are looked at first, so that what is wrong is reported before the downloads.
 
     :raises CannotServe: if a port is taken.
     :raises DemoFailed: if a task needs a package that is not installed.
@@ -106,8 +106,9 @@ def prepare(settings: DemoSettings) -> None:
     for flag, address in (("--listen", settings.listen), ("--admin-listen", settings.admin_listen)):
         with reserve(address, flag):
             pass
-    if settings.given is not None:
-        settings.given.read_bytes()
+    for file in (settings.given, settings.config):
+        if file is not None:
+            file.read_bytes()
     for task in settings.tasks:
         if task.package and importlib.util.find_spec(task.package) is None:
             raise DemoFailed(

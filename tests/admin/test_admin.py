@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import threading
+import time
 
 import aiohttp
 import grpc
@@ -203,13 +204,15 @@ async def test_a_grpc_client_with_the_wrong_port_comes_again_ever_more_slowly(so
 
         async with await asyncio.start_server(passed_on, "127.0.0.1", 0) as counted:
             address = f"127.0.0.1:{counted.sockets[0].getsockname()[1]}"
+            began = time.monotonic()
             async with grpc.aio.insecure_channel(address) as channel:
                 call = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
                 for _ in range(3):
                     with pytest.raises(grpc.aio.AioRpcError):
                         await call(b"", timeout=0.5)
                     await asyncio.sleep(0.2)
-    assert 1 <= came <= 4  # after 1 s, 1.6 s, …
+            seconds = time.monotonic() - began  # 2.1, or more on a busy machine
+    assert 1 <= came <= 2 + seconds  # after 1 s, 1.6 s, …
 
 
 @pytest.mark.parametrize(
@@ -222,7 +225,7 @@ async def test_what_is_no_http_is_refused_without_a_stack_in_the_log(source, scr
         host, _, port = admin.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(sent + b"\r\n\r\n")
-        assert b" 400 " in await asyncio.wait_for(reader.readline(), 5)
+        assert b" 400 " in await asyncio.wait_for(reader.readline(), 60)
         writer.close()
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
 

@@ -51,7 +51,7 @@ async def opened(admin: Admin, count: int, said: bytes) -> AsyncIterator[list[St
 async def until_closed(reader: asyncio.StreamReader) -> bytes:
     """What came before the end."""
     with contextlib.suppress(ConnectionResetError):
-        return await asyncio.wait_for(reader.read(), 20)
+        return await asyncio.wait_for(reader.read(), 60)
     return b""
 
 

@@ -185,7 +185,7 @@ async def test_tokens_are_taken_over_while_it_runs(tmp_path: Path, workers: int)
 
     write(tokens=[hash_of("old").hex()])
     async with command("serve", "--config", str(file), folder=tmp_path) as running:
-        await running.until_said("admin on", within=90)
+        await running.until_said("admin on")
         _, admin = await running.until_serving()
         port = admin.rpartition(":")[2]
         await until_asked(200, refused)

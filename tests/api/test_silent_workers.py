@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import free_address
 
 from gateway import supervisor as supervising
 from gateway.config import load
 from gateway.supervisor import Supervisor
 
 CONFIG = """
-listen: 127.0.0.1:{port}
+listen: {listen}
 admin: {{listen: "127.0.0.1:0"}}
 workers: 2
 server: {{drain: 1s, drain_delay: 0s}}
@@ -26,12 +26,6 @@ upstreams: {{main: {{endpoints: ["127.0.0.1:1"]}}}}
 models: {{adder: {{variants: {{only: {{upstream: main, model: add_one}}}}}}}}
 telemetry: {{access_log: {{destination: none}}}}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def until(is_so: Callable[[], bool]) -> None:
@@ -48,11 +42,11 @@ def pids(supervisor: Supervisor) -> list[int]:
 async def test_a_stopped_worker_is_killed_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(supervising, "_ASK_SECONDS", 0.7)
-    monkeypatch.setattr(supervising, "_DOUBT_SECONDS", 1.0)
-    monkeypatch.setattr(supervising, "_SILENT_SECONDS", 2.0)
+    monkeypatch.setattr(supervising, "_ASK_SECONDS", 2.0)
+    monkeypatch.setattr(supervising, "_DOUBT_SECONDS", 2.5)
+    monkeypatch.setattr(supervising, "_SILENT_SECONDS", 5.0)
     file = tmp_path / "gateway.yaml"
-    file.write_text(CONFIG.format(port=free_port()))
+    file.write_text(CONFIG.format(listen=free_address()))
     command = [sys.executable, "-m", "gateway", "serve", "--config", str(file)]
     supervisor = Supervisor(load(file, {}).config, command, os.environ)
     running = asyncio.ensure_future(supervisor.run())

@@ -265,7 +265,7 @@ async def test_run_looks_when_poked_and_ends_when_cancelled(file: Path) -> None:
     watching = Watcher(lambda: load(file, {}), first, changed, lambda findings: None, period=3600)
     running = asyncio.create_task(watching.run())
     watching.poke()
-    await asyncio.wait_for(heard.wait(), 10)
+    await asyncio.wait_for(heard.wait(), 60)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -343,7 +343,7 @@ async def test_a_config_that_is_read_for_too_long_is_told_and_taken_over_when_it
 
     watcher = Watcher(slowly, load(file, {}), ear.changed, refused, slow=0.01)
     looking = asyncio.ensure_future(watcher.look(poked=True))
-    await asyncio.wait_for(told.wait(), 30)
+    await asyncio.wait_for(told.wait(), 60)
     assert gc.isenabled()
     first, text = ear.take()
     assert first == "refused"

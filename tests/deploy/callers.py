@@ -44,7 +44,7 @@ class Callers:
                 channel = grpc.aio.insecure_channel(address, options)
             self._open[key] = await self._channels.enter_async_context(channel)
         try:
-            answer = await self._open[key].unary_unary(INFER)(self._image, timeout=20)
+            answer = await self._open[key].unary_unary(INFER)(self._image, timeout=60)
             self.ended["OK" if pb.ModelInferResponse.FromString(answer).raw_output_contents else "empty"] += 1
         except grpc.aio.AioRpcError as error:
             self.ended[f"{error.code().name}: {error.details()}"] += 1

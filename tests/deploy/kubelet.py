@@ -40,7 +40,7 @@ def run(
     paths: Mapping[str, Path],
     *,
     environ: Mapping[str, str] | None = None,
-    timeout: float = 60,
+    timeout: float = 200,
 ) -> subprocess.CompletedProcess[str]:
     """Run a container's command to its end.
 

@@ -75,7 +75,7 @@ def documented() -> dict[str, set[str]]:
 
 def triton_metrics(triton: LocalTriton) -> str:
     """What Triton shows; its metrics come up a little after it is ready for requests."""
-    for _ in range(100):
+    for _ in range(600):
         try:
             with urllib.request.urlopen(f"http://{triton.metrics_address}/metrics", timeout=10) as answer:
                 return str(answer.read().decode())

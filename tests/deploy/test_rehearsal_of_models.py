@@ -93,7 +93,7 @@ async def test_a_lost_volume_fails_no_call_and_is_filled_again_by_the_job(site: 
         shutil.rmtree(volume)
         volume.mkdir()
         new, going = await cluster.evict("triton-cpu")
-        await new.until_crashed(within=60)
+        await new.until_crashed(within=120)
         assert not new.is_ready
         await cluster.run_job("publish-models")
         await new.until_ready(60, may_crash=True)

@@ -97,7 +97,7 @@ def build_job(tmp_path: Path, nvidia: Callable[..., Mapping[str, str]]) -> Calla
     def run(**host: str) -> Path:
         shutil.rmtree(tmp_path / "build")
         (tmp_path / "build").mkdir()
-        done = kubelet.run(container, paths, environ={**cache, **nvidia(**host)}, timeout=100)
+        done = kubelet.run(container, paths, environ={**cache, **nvidia(**host)}, timeout=250)
         assert done.returncode == 0, done.stderr
         return tmp_path / "plans"
 
@@ -237,5 +237,5 @@ def test_triton_is_the_containers_process_that_signals_reach(tmp_path: Path) -> 
     words = [kubelet.inside(word, {"/scripts": tmp_path}) for word in container["command"]]
     environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     process = subprocess.Popen([*words, *container["args"]], env=environ, stdout=subprocess.PIPE, text=True)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=120)
     assert said.split() == [str(process.pid), str(len(container["args"]))]

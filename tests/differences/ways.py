@@ -23,7 +23,7 @@ from v2_gateways import endpoint_of, gateway_of, transparent_to, wait_until
 from gateway.config import load
 
 CALLERS = 4  # connections of each way
-SECONDS = 30.0  # for one call: the machine may be busy
+SECONDS = 60.0  # for one call: the machine may be busy
 PUBLIC = {name: f"p-{name}" for name in MODELS if name.isascii()}  # a config names others not
 MERGED = {name: f"m-{name}" for name in PUBLIC}
 
@@ -239,7 +239,7 @@ async def sharing(folder: Path, address: str) -> AsyncIterator[Way]:
     async with gateway_of(load(file, {})) as gateway, channels_to(gateway.listen, CALLERS) as channels:
         memory = endpoint_of(gateway, "main").memory
         assert memory is not None
-        await wait_until(lambda: memory.now().state == "in use", 20)
+        await wait_until(lambda: memory.now().state == "in use")
         memory.least = 1
         yield Way("in shared memory", channels)
         requests = memory.now().requests

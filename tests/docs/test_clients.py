@@ -57,7 +57,7 @@ async def test_the_retry_policy_repeats_what_may_be_repeated(code: grpc.StatusCo
         grpc.aio.insecure_channel(gateway.listen, [("grpc.service_config", _RETRIES)]) as channel,
     ):
         with pytest.raises(grpc.RpcError) as raised:
-            await channel.unary_unary(_INFER)(request.SerializeToString(), timeout=20)
+            await channel.unary_unary(_INFER)(request.SerializeToString(), timeout=60)
     assert raised.value.code() is code
     assert seen == {"one": times}
 
@@ -77,7 +77,7 @@ async def test_the_retry_policy_ends_by_itself_while_all_calls_fail() -> None:
     ):
         for _ in range(20):
             with pytest.raises(grpc.RpcError):
-                await channel.unary_unary(_INFER)(infer("any").SerializeToString(), timeout=20)
+                await channel.unary_unary(_INFER)(infer("any").SerializeToString(), timeout=60)
     assert seen["all"] < 20 + 10
 
 

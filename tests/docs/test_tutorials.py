@@ -109,7 +109,7 @@ class Reader:
             env={**os.environ, **self._environ},
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=250,
             check=False,
         )
         assert done.returncode == 0, f"$ {script}\n{done.stdout}{done.stderr}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from command_line import free_address
+from traffic import until
 
 from gateway.app import Gateway
 
@@ -26,10 +27,16 @@ class Sent:
     shared_memory: str  # as the config says it
     size: int  # bytes
 
-    def check(self, running: Gateway) -> None:
-        """Have they been sent so?"""
-        placed = sum(shared.requests.get("placed", 0) for shared in running._fleet.shared_memory())
-        assert (placed > 20) == (self.shared_memory == "auto")
+    async def check(self, running: Gateway) -> None:
+        """Have they been sent so? While calls go on."""
+
+        def placed() -> int:
+            return sum(shared.requests.get("placed", 0) for shared in running._fleet.shared_memory())
+
+        if self.shared_memory == "auto":
+            await until(lambda: placed() > 20, 30, "tensors in shared memory", placed)
+        else:
+            assert placed() == 0
 
 
 @dataclass

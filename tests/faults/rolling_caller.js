@@ -26,7 +26,7 @@ function failed(error) {
   const text = `${error.code}: ${error.details}`;
   counted.failures[text] = (counted.failures[text] || 0) + 1;
 }
-const deadline = () => ({ deadline: Date.now() + 20000 });
+const deadline = () => ({ deadline: Date.now() + 60000 });
 
 function unary(client) {
   if (!going) return;

@@ -21,6 +21,7 @@ from books import Sent, Servers, Write
 from command_line import Command, children, command, free_address
 from ledger import Ledger, calling
 from shared_regions import regions_of
+from test_workers import connections
 from traffic import config, http, until, until_readyz, write
 
 SOAK = "SOAK_SECONDS" in os.environ
@@ -56,8 +57,11 @@ class Instances:
             yield running
 
     @contextlib.asynccontextmanager
-    async def all(self) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
-        """All three; what it gives restarts them so many times, each when it is its turn."""
+    async def all(self, clients: int) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+        """All three; what it gives restarts them so many times, each when it is its turn.
+
+        clients:  that hold a connection to each of them.
+        """
         async with contextlib.AsyncExitStack() as exits:
             running = [await exits.enter_async_context(self.one(address)) for address in self.addresses]
 
@@ -65,9 +69,11 @@ class Instances:
                 for number in range(times):
                     which = number % len(running)
                     running[which].signal(signal.SIGTERM)
-                    assert await running[which].wait(30) == 0
-                    running[which] = await exits.enter_async_context(self.one(self.addresses[which]))
-                    await asyncio.sleep(0.7)  # until clients have connected anew, which their backoff decides
+                    assert await running[which].wait() == 0
+                    address = self.addresses[which]
+                    running[which] = new = await exits.enter_async_context(self.one(address))
+                    # Their backoff decides when that is.
+                    await until(lambda: connections(new.pid, address) >= clients, 30, "clients")  # noqa: B023
 
             yield restart
 
@@ -84,7 +90,7 @@ async def test_gateways_that_are_restarted_in_turn_lose_no_call_of_grpcio(
 ) -> None:
     ledger = Ledger()
     target = "ipv4:" + ",".join(instances.addresses)
-    async with instances.all() as restart, calling(target, ledger, streams=2, timeout=20.0, pause=0.015):
+    async with instances.all(6) as restart, calling(target, ledger, streams=2, timeout=20.0, pause=0.015):
         await restart(RESTARTS)
     assert not ledger.failed(), ledger.failed()
     ledger.check(servers.books)
@@ -93,7 +99,7 @@ async def test_gateways_that_are_restarted_in_turn_lose_no_call_of_grpcio(
 
 @pytest.mark.skipif(not GRPC_JS.exists(), reason="@grpc/grpc-js is not installed; `make soak` does where npm is")
 async def test_gateways_that_are_restarted_in_turn_lose_no_call_of_grpc_js(instances: Instances) -> None:
-    async with instances.all() as restart:
+    async with instances.all(6) as restart:
         caller = await asyncio.create_subprocess_exec(
             "node",
             str(HERE / "rolling_caller.js"),
@@ -164,6 +170,7 @@ async def test_reloads_each_second_fail_no_call_and_keep_the_split(servers: Serv
                 write(file, content(number))
                 running.signal(signal.SIGHUP)
                 await asyncio.sleep(1)
+                await until(lambda n=number: running.errors.count("is in force") > n, 30, "it is read")  # type: ignore[misc]
         _, told = await http(admin, "/config")
         assert sum(change["accepted"] for change in told["changes"]) >= min(RELOADS, 3)
         _, metrics = await http(admin, "/metrics")

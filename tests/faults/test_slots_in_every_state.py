@@ -80,8 +80,8 @@ class Rig:
         return memory
 
     async def is_as_before(self) -> None:
-        await wait_until(lambda: self.memory.now().state == "in use", 20)
-        await wait_until(lambda: self.memory.now().slots == self.memory.now().taken == 0, 20)
+        await wait_until(lambda: self.memory.now().state == "in use")
+        await wait_until(lambda: self.memory.now().slots == self.memory.now().taken == 0)
         assert endpoint_of(self.running, "main").in_flight == 0
 
 
@@ -136,7 +136,7 @@ class Asking:
         await self._until(lambda: self.id in self.rig.triton.book.read_text().split())
 
     async def _until(self, is_so: Callable[[], bool]) -> None:
-        await wait_until(lambda: self.call.done() or is_so(), 20)
+        await wait_until(lambda: self.call.done() or is_so())
 
     async def ended(self) -> grpc.StatusCode:
         answer = b""

@@ -102,6 +102,7 @@ async def test_memory_descriptors_and_tasks_are_back_after_a_mix_of_callers(
         async with calling(address, ledger, unary=6, streams=2, timeout=20.0):
             callers = [asyncio.ensure_future(bad.run()) for _ in range(2)]
             await asyncio.sleep(WARM)
+            await until(lambda: ledger.good() > 300, 30, "calls")
             warm, since = memory(running.pid), time.monotonic()
             await asyncio.sleep(SECONDS)
             grown, took = memory(running.pid) - warm, time.monotonic() - since
@@ -111,6 +112,10 @@ async def test_memory_descriptors_and_tasks_are_back_after_a_mix_of_callers(
         await until(lambda: descriptors(running.pid) <= before + 4, 20, "descriptors as before")  # two to the server
         after = await settled(tmp_path)
         assert after.lasting == tasks, f"{after.lasting - tasks} more, {tasks - after.lasting} less"
+        for _ in range(60):  # a machine that is busy makes them late as well
+            if after.usual_lag < LAG:
+                break
+            after = await settled(tmp_path)
         assert after.usual_lag < LAG, f"timers are {after.usual_lag:.3f} s late"
         _, state = await http(admin, "/state")
         assert not any(each["in_flight"] for pool in state["upstreams"].values() for each in pool)

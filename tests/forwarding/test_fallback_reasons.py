@@ -105,7 +105,7 @@ async def test_a_failure_is_told_by_its_meaning() -> None:
     world = TwoVariants()
     world.begin()
     world.answer_last(Code.NOT_FOUND, "Request for unknown model: 'net' has no available versions")
-    for _ in range(200):
+    for _ in range(6000):
         if len(world.connection.sent) == 2:
             break
         await asyncio.sleep(0.01)

@@ -81,7 +81,7 @@ class HedgingWorld(World):
         return call
 
     async def until_sent(self, count: int) -> None:
-        for _ in range(1000):
+        for _ in range(12_000):
             if len(self.sent) >= count:
                 return
             await asyncio.sleep(0.005)

@@ -188,7 +188,7 @@ async def fails(
     async with Threads(2, 2) as threads:
         model = PipelineModel(pipeline, threads, no_call, lambda _: True)
         with pytest.raises(GatewayError) as caught:
-            await asyncio.wait_for(model.infer(request(rows), heard), 20)
+            await asyncio.wait_for(model.infer(request(rows), heard), 60)
         while threads.usage():  # noqa: ASYNC110  (other rows of the batch may still be at it; nothing tells of their end)
             await asyncio.sleep(0.001)
     return caught.value, heard
@@ -300,7 +300,7 @@ async def test_steps_that_never_end_hold_their_own_pipeline_only() -> None:
         stuck = [asyncio.ensure_future(threads.run(Work((hold,), dict), Owner("stuck", "s"))) for _ in range(5)]
         await asyncio.sleep(0)
         for name in ("one", "two") * 10:
-            await asyncio.wait_for(threads.run(Work((lambda: None,), dict), Owner(name, "s")), 20)
+            await asyncio.wait_for(threads.run(Work((lambda: None,), dict), Owner(name, "s")), 60)
         (usage,) = threads.usage()
         assert (usage.pipeline, usage.step, usage.running, usage.waiting) == ("stuck", "s", 2, 3)
         release.set()
@@ -352,7 +352,7 @@ async def test_leaving_does_not_wait_for_a_step_that_is_stuck(caplog: pytest.Log
         for _ in range(2)
     ]
     await asyncio.sleep(0)
-    await asyncio.wait_for(threads.__aexit__(), 20)
+    await asyncio.wait_for(threads.__aexit__(), 60)
     assert "step 'stuck' has run for" in caplog.text
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "step")
     for each in running:

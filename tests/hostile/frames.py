@@ -23,6 +23,8 @@ CODES = (
     *("INADEQUATE_SECURITY", "HTTP_1_1_REQUIRED"),
 )
 
+HANG = 60.0  # seconds that nothing takes which comes at all, however busy the machine is
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 Pair = tuple[bytes, bytes]
@@ -159,14 +161,14 @@ class Peer:
 
     def send(self, bytes_: bytes) -> bool:
         """Has the peer taken them? Not if it has closed, or takes nothing for as long as the socket's timeout."""
-        self.sock.settimeout(5.0)
+        self.sock.settimeout(15.0)
         try:
             self.sock.sendall(bytes_)
         except OSError:
             return False
         return True
 
-    def read(self, seconds: float = 2.0) -> Frame | None:
+    def read(self, seconds: float = HANG) -> Frame | None:
         """The next frame, with the header block whole if it begins one; None when the peer has closed.
 
         raises: TimeoutError. What has come until then is kept.
@@ -224,7 +226,7 @@ class Peer:
                 answer.ended = True
         return got
 
-    def wait(self, until: Callable[[], object], seconds: float = 5.0) -> bool:
+    def wait(self, until: Callable[[], object], seconds: float = HANG) -> bool:
         """Read until something is true; False when the peer closes or is silent before."""
         end = time.monotonic() + seconds
         while not until():
@@ -235,11 +237,11 @@ class Peer:
                 return False
         return True
 
-    def wait_closed(self, seconds: float = 5.0) -> bool:
+    def wait_closed(self, seconds: float = HANG) -> bool:
         self.wait(lambda: False, seconds)
         return self.closed
 
-    def answer(self, stream: int, seconds: float = 5.0) -> Answer:
+    def answer(self, stream: int, seconds: float = HANG) -> Answer:
         """What comes on a stream until it ends, the connection does, or time is up."""
         answer = self.answers.setdefault(stream, Answer())
         self.wait(lambda: answer.over, seconds)
@@ -282,7 +284,7 @@ def connect(port: int, *, buffer: int = 0) -> Peer:
     sock = socket.socket()
     if buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    sock.settimeout(5.0)
+    sock.settimeout(HANG)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.connect(("127.0.0.1", port))
     return Peer(sock)

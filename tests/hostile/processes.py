@@ -136,7 +136,7 @@ def gateway(upstream: int, more: str = "", given: str = CONFIG) -> Iterator[Serv
 
 
 def _serving_port(process: subprocess.Popen[Any], log: Path) -> int:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
         found = re.search(r"serving gRPC on \S+:(\d+)", log.read_text())
         if found:

@@ -35,6 +35,7 @@ from frames import (
     window,
 )
 from processes import FAST, SLEEP, Honest, Served, head, request, target
+from slowness import slowness
 
 from gateway.http2.limits import Limits
 
@@ -155,7 +156,7 @@ def test_a_flood_is_cut_at_its_limit_and_not_before(name: str, served: Served) -
             drain(peer, 0.001)
             if peer.closed:
                 break
-        assert peer.wait_closed(1.0), f"{flood.most} were borne"
+        assert peer.wait_closed(), f"{flood.most} were borne"
     assert served.alive
 
 
@@ -169,9 +170,9 @@ def test_honest_calls_hold_while_others_flood(name: str, connections: int, serve
     with Honest(served.port) as honest:
         together(connections, lambda: blast(served, attack))
     assert honest.held()
-    assert cost.cpu < flood.cpu * connections + 0.1
+    assert cost.cpu < (flood.cpu * connections + 0.2 + 0.1 * cost.seconds) * slowness()
     assert cost.memory < connections * (2 * MiB + Limits().open_heads_bytes) + 4 * MiB
-    assert cost.lag < 0.15
+    assert cost.lag < 0.15 * slowness()
     assert served.stats()["most_sleeping"] <= 1000 * connections
 
 
@@ -182,6 +183,12 @@ class Cost:
         served.stats()  # forgets how late the loop was before
         self._served = served
         self._before = served.cpu, served.memory
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """In which honest calls, and looks at how late the loop is, cost something too."""
+        return time.monotonic() - self._began
 
     @property
     def cpu(self) -> float:
@@ -240,7 +247,7 @@ def test_heads_far_too_large_are_cheap_to_refuse(served: Served) -> None:
             peer.send(frame(CONTINUATION, END_HEADERS, stream, pieces[-1]) + data(stream, message(b"x"), END_STREAM))
             assert peer.answer(stream).status == "8"
     assert honest.held()
-    assert cost.cpu < 100 * 3.5 * 0.001 + 0.1
+    assert cost.cpu < (100 * 3.5 * 0.001 + 0.1 + 0.1 * cost.seconds) * slowness()
     assert cost.memory < 4 * MiB
 
 
@@ -259,8 +266,8 @@ def test_frames_that_carry_next_to_nothing_cost_next_to_nothing(dribble: bytes, 
         peer.send(HELD + data(1, b"\0" + u32(256 * MiB)) + dribble * 170_000)
         assert peer.answer(1, 0.5).status is None
     assert honest.held()
-    assert cost.cpu < 0.7
-    assert cost.lag < 0.1
+    assert cost.cpu < (0.7 + 0.1 * cost.seconds) * slowness()
+    assert cost.lag < 0.1 * slowness()
     assert cost.memory < 8 * MiB
 
 

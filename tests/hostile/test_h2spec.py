@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from frames import connect
+from frames import HANG, connect
 from h2spec_cases import CASES, Case, run
 from processes import Served
 
@@ -22,5 +22,5 @@ def test_the_whole_gateway_answers_as_the_rfcs_say(case: Case, product: Served) 
 
 def _check(case: Case, served: Served) -> None:
     with connect(served.port) as peer:
-        verdict = run(case, peer, seconds=3.0)
+        verdict = run(case, peer, seconds=HANG)
     assert verdict.passed, f"{case.sent} ({case.clause}): {', '.join(verdict.came)}"

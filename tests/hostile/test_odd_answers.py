@@ -58,7 +58,7 @@ def test_a_unary_caller_gets_every_field_that_a_peer_can_take(odd_product: tuple
     with grpc.insecure_channel(f"127.0.0.1:{served.port}") as channel:
         call = channel.unary_unary(f"/{TRITON}/ModelInfer")
         try:
-            _, done = call.with_call(infer_request(), timeout=10)
+            _, done = call.with_call(infer_request(), timeout=60)
         except grpc.RpcError as error:
             done = error
     trailing = dict(done.trailing_metadata())

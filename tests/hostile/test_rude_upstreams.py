@@ -21,6 +21,7 @@ from frames import (
     END_HEADERS,
     END_STREAM,
     GOAWAY,
+    HANG,
     Frame,
     Peer,
     block,
@@ -71,10 +72,10 @@ async def channel(server: RawServer, connections: int = 1, limits: Limits | None
         await channel.close()
 
 
-async def ask(channel: WireChannel, seconds: float = 3.0, *, patient: bool = False) -> tuple[grpc.StatusCode, str]:
+async def ask(channel: WireChannel, *, patient: bool = False) -> tuple[grpc.StatusCode, str]:
     """How one call ends."""
     try:
-        await channel.unary_unary(PATH)(b"x", timeout=seconds, wait_for_ready=patient)
+        await channel.unary_unary(PATH)(b"x", timeout=HANG, wait_for_ready=patient)
     except grpc.aio.AioRpcError as error:
         return error.code(), error.details() or ""
     return grpc.StatusCode.OK, ""
@@ -196,7 +197,7 @@ async def test_goaway_under_load_loses_nothing(close: bool) -> None:
     with RawServer(script) as server:
         async with channel(server) as to:
             for _ in range(20):
-                results = await asyncio.gather(*(ask(to, 5.0, patient=True) for _ in range(5)))
+                results = await asyncio.gather(*(ask(to, patient=True) for _ in range(5)))
                 assert {code.name for code, _ in results} == {"OK"}
     assert sum(executed.values()) == 100
 
@@ -372,10 +373,8 @@ async def test_nonsense_ends_the_call_and_the_next_one_is_fine(name: str) -> Non
     react, codes = NONSENSE[name]
     with upstream(react, rude=1) as server:
         async with channel(server) as to:
-            started = time.monotonic()
-            code, text = await ask(to, 10)
+            code, text = await ask(to)
             assert code.name in codes, text
-            assert time.monotonic() - started < 8
             assert (await ask(to, patient=True))[0] is grpc.StatusCode.OK
 
 
@@ -398,7 +397,11 @@ async def test_nonsense_harms_no_call_on_another_connection(name: str) -> None:
     with RawServer(slowly) as server:
         async with channel(server, connections=2) as to:
             await ask(to)
-            await asyncio.sleep(0.15)  # for the second connection, and for the first to be replaced if it is gone
+            await asyncio.sleep(0.15)  # for the first to be replaced if it is gone
+            for _ in range(int(HANG / 0.01)):
+                if server.connections >= 2:
+                    break
+                await asyncio.sleep(0.01)
             results = await asyncio.gather(*(ask(to) for _ in range(10)))
             assert [code.name for code, _ in results].count("OK") >= 5
 
@@ -419,7 +422,7 @@ async def test_a_server_that_floods_with_small_frames_is_cut(over: bool) -> None
             to.on_fault = faults.append
             code, _ = await ask(to)
             assert code.name == ("INTERNAL" if over else "UNAVAILABLE")
-            for _ in range(500):
+            for _ in range(int(HANG / 0.01)):
                 if faults:
                     break
                 await asyncio.sleep(0.01)
@@ -449,9 +452,7 @@ async def test_a_server_that_does_not_speak_http2_is_unavailable(greeting: bytes
 
     with RawServer(script) as server:
         async with channel(server) as to:
-            started = time.monotonic()
             code, text = await ask(to)
             assert code is grpc.StatusCode.UNAVAILABLE
-            assert time.monotonic() - started < 8
             assert str(server.port) not in text
         assert server.connections < 20

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from frames import INITIAL_WINDOW, PREFACE, Peer, connect, data, message, settings, window
+from frames import HANG, INITIAL_WINDOW, PREFACE, Peer, connect, data, message, settings, window
 from processes import FAST, LARGE, Honest, Served, head, request, target
+from slowness import slowness
 
 KiB, MiB = 1 << 10, 1 << 20
 CALM = 11
@@ -61,7 +62,7 @@ def test_a_hundred_clients_that_do_not_get_on_are_closed(start: str, quick: Serv
         idle = exits.enter_context(quick.connect())
         peers = [exits.enter_context(SLOW_STARTS[start](quick)) for _ in range(100)]
         assert quick.memory - memory < 100 * 40 * KiB
-        assert all(peer.wait_closed(3.5) for peer in peers)
+        assert all(peer.wait_closed() for peer in peers)
         idle.send(request(FAST, b"x"))
         assert idle.answer(1).status == "0"
     assert honest.held()
@@ -69,11 +70,9 @@ def test_a_hundred_clients_that_do_not_get_on_are_closed(start: str, quick: Serv
 
 def test_a_head_that_dribbles_in_is_closed(quick: Served) -> None:
     with quick.connect() as peer:
-        started = time.monotonic()
-        for byte in head(FAST):
+        for byte in head(FAST)[:-1]:
             if not peer.send(bytes((byte,))) or peer.wait_closed(0.1):
                 break
-        assert time.monotonic() - started < 8
         assert peer.closed
 
 
@@ -87,9 +86,8 @@ def test_calls_that_only_hold_their_place_are_ended(start: bytes, quick: Served)
         streams = range(1, 201, 2)
         for peer in peers:
             peer.send(b"".join(head(FAST, stream=s) + (data(s, start) if start else b"") for s in streams))
-        until = time.monotonic() + 4
         for peer in peers:
-            answers = [peer.answer(stream, until - time.monotonic()) for stream in streams]
+            answers = [peer.answer(stream) for stream in streams]
             assert {answer.status for answer in answers} == {"4"}
     assert honest.held()
     assert quick.stats()["calls"] == 0
@@ -106,7 +104,7 @@ def test_answers_that_nobody_takes_are_dropped(dribble: int, quick: Served) -> N
         peers = [exits.enter_context(connect(quick.port).greet([(INITIAL_WINDOW, 0)])) for _ in range(2)]
         for peer in peers:
             peer.send(b"".join(request(LARGE, b"262144", stream=stream) for stream in streams))
-        until = time.monotonic() + 6
+        until = time.monotonic() + HANG
         while time.monotonic() < until and not all(
             peer.answers.get(s) and peer.answers[s].over for s in streams for peer in peers
         ):
@@ -124,22 +122,25 @@ def test_a_socket_that_is_never_read_is_closed(quick: Served) -> None:
     memory = quick.memory
     with connect(quick.port, buffer=4096).greet([(INITIAL_WINDOW, LARGEST)]) as peer:
         peer.send(window(0, LARGEST - 65_535) + request(LARGE, str(32 * MiB).encode()))
-        deadline = time.monotonic() + 6
+        deadline = time.monotonic() + HANG
         while quick.stats()["connections"] > 1 and time.monotonic() < deadline:
             assert quick.memory - memory < 40 * MiB  # the answer itself, and little more
             time.sleep(0.2)
         assert quick.stats()["connections"] == 1  # the one that asks
 
 
-def test_a_slow_reader_who_keeps_reading_is_not_cut(quick: Served) -> None:
+def test_a_slow_reader_who_keeps_reading_is_not_cut() -> None:
     """The socket stays full for longer than a stall may last, since the kernel's own buffer empties slowly."""
-    with connect(quick.port, buffer=16 * KiB).greet([(INITIAL_WINDOW, LARGEST)]) as peer:
+    with (
+        target(limits={"write_stall_seconds": 4}) as served,
+        connect(served.port, buffer=16 * KiB).greet([(INITIAL_WINDOW, LARGEST)]) as peer,
+    ):
         peer.send(window(0, LARGEST - 65_535) + request(LARGE, str(16 * MiB).encode()))
-        for _ in range(40):
+        for _ in range(70):
             time.sleep(0.1)
             assert peer.read() is not None
         assert peer.answers[1].reset is None
-        assert quick.stats()["connections"] == 2  # with the one that asks
+        assert served.stats()["connections"] == 2  # with the one that asks
 
 
 # Too many connections
@@ -157,8 +158,7 @@ def test_connections_beyond_the_limit_are_told_to_leave() -> None:
             peer.send(request(FAST, b"x"))
             assert peer.answer(1).status == "0"
         peers[0].sock.close()
-        time.sleep(0.05)
-        assert served.ask(FAST, b"x").status == "0"
+        until_asked(served)
 
 
 def test_running_out_of_files_neither_kills_nor_spins() -> None:
@@ -167,14 +167,21 @@ def test_running_out_of_files_neither_kills_nor_spins() -> None:
         sockets = []
         for _ in range(300):
             sock = socket.socket()
-            sock.settimeout(1.0)
+            sock.settimeout(HANG)
             sock.connect(("127.0.0.1", served.port))
             sockets.append(sock)
         cpu = served.cpu
         time.sleep(1.0)
-        assert served.cpu - cpu < 0.5
+        assert served.cpu - cpu < 0.5 * slowness()
         for sock in sockets:
             sock.close()
-        time.sleep(0.5)
-        assert served.ask(FAST, b"x").status == "0"
+        until_asked(served)
     assert honest.held()
+
+
+def until_asked(served: Served) -> None:
+    """Wait until it takes connections again, which it does once it has heard of the end of others."""
+    until = time.monotonic() + HANG
+    while served.ask(FAST, b"x").status != "0":
+        assert time.monotonic() < until
+        time.sleep(0.05)

@@ -46,7 +46,7 @@ class Browser:
         """Run a function body in the page; what it returns."""
         return await self.send("execute/sync", script=script, args=arguments)
 
-    async def until(self, expression: str, seconds: float = 15) -> Any:
+    async def until(self, expression: str, seconds: float = 60) -> Any:
         """Wait until a JavaScript expression is true."""
         for _ in range(int(seconds / 0.1)):
             value = await self.run(f"return {expression}")

@@ -48,7 +48,7 @@ class Command:
         """Its exit code."""
         return await asyncio.wait_for(self.process.wait(), within)
 
-    async def until_said(self, what: str, within: float = 120) -> re.Match[str]:
+    async def until_said(self, what: str, within: float = 200) -> re.Match[str]:
         """Wait until a regular expression is found in what it has written, on either stream."""
         pattern = re.compile(what)
 
@@ -128,10 +128,18 @@ async def run(*arguments: str, folder: Path, environ: Mapping[str, str] | None =
         return code, running.output, running.errors
 
 
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+_PORTS = itertools.cycle(random.sample(range(20_000 + _WORKER, 32_768, 8), 12_768 // 8))
+
+
 def free_address() -> str:
-    """A loopback address that nobody listens on; below the ports that outgoing connections get."""
+    """A loopback address that nobody listens on, for a server that is started later.
+
+    Outgoing connections get higher ports, the tests' other workers have ports of their own, and one that was given is
+    not given again soon: so nobody takes it meanwhile.
+    """
     while True:
-        port = random.randrange(20000, 32768)
+        port = next(_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return f"127.0.0.1:{port}"

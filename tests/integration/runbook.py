@@ -62,7 +62,7 @@ async def as_the_page_says(
     *,
     log: str = "",
     without: Sequence[str] = (),
-    within: float = 15.0,
+    within: float = 60.0,
 ) -> None:
     """Run every command of an incident, and again until it prints what the page does, numbers apart.
 

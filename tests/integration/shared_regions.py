@@ -26,7 +26,7 @@ def memory_of(gateway: Gateway) -> SharedMemory:
 async def in_use(gateway: Gateway) -> SharedMemory:
     """The memory, once Triton knows it."""
     memory = memory_of(gateway)
-    await wait_until(lambda: memory.now().state == "in use", 10)
+    await wait_until(lambda: memory.now().state == "in use")
     return memory
 
 
@@ -36,7 +36,7 @@ def placed(memory: SharedMemory) -> int:
 
 
 async def nothing_held(memory: SharedMemory) -> None:
-    await wait_until(lambda: memory.now().slots == memory.now().taken == 0, 10)
+    await wait_until(lambda: memory.now().slots == memory.now().taken == 0)
 
 
 def regions_of(pid: int) -> list[Path]:

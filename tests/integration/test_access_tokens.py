@@ -219,9 +219,13 @@ async def test_no_attack_on_a_token_gets_through(
 async def test_a_token_that_expires_ends_with_it_although_it_was_checked(
     channel: grpc.aio.Channel, provider: Provider
 ) -> None:
-    token = provider.token(exp=int(time.time()) + 1)  # and 1 s of leeway
-    assert await infer(channel, token) == ("OK", "")
-    end = time.monotonic() + 10
+    for seconds in (1, 4, 16):  # and 1 s of leeway; on a busy machine it may have expired before it was used
+        token = provider.token(exp=int(time.time()) + seconds)
+        found = await infer(channel, token)
+        if found == ("OK", ""):
+            break
+    assert found == ("OK", "")
+    end = time.monotonic() + 60
     while (found := await infer(channel, token))[0] == "OK":
         assert time.monotonic() < end
         await asyncio.sleep(0.1)
@@ -245,7 +249,7 @@ async def test_a_new_key_is_fetched_when_a_token_names_it_and_one_that_is_gone_c
         assert await infer(channel, new) == (
             "UNAVAILABLE", "the keys of the token's issuer are being fetched; try again"
         )  # fmt: skip
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while (await infer(channel, new))[0] != "OK":
             assert time.monotonic() < end
             await asyncio.sleep(0.02)
@@ -270,7 +274,7 @@ async def test_tokens_wait_for_an_issuer_that_is_away_at_the_start(
         ):
             assert (await infer(channel, issuer.token()))[0] == "UNAVAILABLE"
             issuer.is_away = False
-            end = time.monotonic() + 10
+            end = time.monotonic() + 60
             while (await infer(channel, issuer.token()))[0] != "OK":
                 assert time.monotonic() < end
                 await asyncio.sleep(0.05)
@@ -290,12 +294,12 @@ async def test_an_issuer_that_published_nonsense_is_asked_again(
             issuer.configuration = None
             odd: list[Any] = [["no key set"], "text", 5, {"keys": {}}, {"keys": [5, {"kty": "RSA", "n": 5}]}]
             for issuer.instead in odd:
-                fetched, end = issuer.fetched, time.monotonic() + 10
+                fetched, end = issuer.fetched, time.monotonic() + 60
                 while issuer.fetched < fetched + 2:
                     assert time.monotonic() < end
                     await asyncio.sleep(0.01)
             issuer.instead = None
-            end = time.monotonic() + 10
+            end = time.monotonic() + 60
             while (await infer(channel, issuer.token()))[0] != "OK":
                 assert time.monotonic() < end
                 await asyncio.sleep(0.05)

@@ -146,7 +146,7 @@ async def test_an_answer_without_tensors_reaches_a_caller_in_lock_step(
         answers = []
         for _ in range(3):
             await streaming.write(infer("by_id", [0], "INT32", id="k"))
-            answers.append(await asyncio.wait_for(streaming.read(), 10))
+            answers.append(await asyncio.wait_for(streaming.read(), 60))
         await streaming.done_writing()
         seen.append(answers)
     assert seen[0] == seen[1]

@@ -368,7 +368,7 @@ class TestTritonStart:
                 assert (await call(channel, infer("add_one_a"))).code is OK
             below = descendants(running.pid)
             running.signal(signal.SIGINT)
-            assert await running.wait(10) == 0
+            assert await running.wait() == 0
         assert below
         assert not any(map(is_running, below))
 
@@ -381,7 +381,7 @@ class TestTritonStart:
             await running.until_said(r"gRPC (\S+),")
             server = next(pid for pid in descendants(running.pid) if executable(pid) == "tritonserver")
             os.kill(server, signal.SIGKILL)
-            assert await running.wait(5) == 1
+            assert await running.wait() == 1
         assert "ended by itself" in running.errors
         assert "Traceback" not in running.errors
 
@@ -429,7 +429,7 @@ async def test_serve_triton_is_that_triton_under_another_address(triton: LocalTr
             assert unknown.code is grpc.StatusCode.NOT_FOUND
             assert unknown.text == (await call(direct, infer("nobody"))).text
         running.signal(signal.SIGTERM)
-        assert await running.wait(5) == 0
+        assert await running.wait() == 0
 
 
 async def test_a_reload_that_is_asked_for_during_the_start_ends_nothing(triton: LocalTriton, tmp_path: Path) -> None:

@@ -55,9 +55,10 @@ async def server(host: str, port: int, script: Script) -> AsyncIterator[int]:
         await running.stop(0)
 
 
-def slow(seconds: float) -> Callable[[bytes, Any], Any]:
+def slow(begun: asyncio.Event, go_on: asyncio.Event) -> Callable[[bytes, Any], Any]:
     async def answer(body: bytes, context: Any) -> bytes:
-        await asyncio.sleep(seconds)
+        begun.set()
+        await go_on.wait()
         return bytes(pb.ModelInferResponse(model_name="m", model_version="1").SerializeToString())
 
     return answer
@@ -92,15 +93,21 @@ async def test_calls_follow_the_addresses_of_a_name(tmp_path: Path, hosts: list[
 async def test_a_call_in_flight_ends_where_it_began_though_the_address_is_gone(
     tmp_path: Path, hosts: list[str]
 ) -> None:
-    async with server("127.0.0.1", 0, Script(slow(0.5))) as port, server("127.0.0.2", port, Script()):
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    async with server("127.0.0.1", 0, Script(slow(begun, go_on))) as port, server("127.0.0.2", port, Script()):
         hosts.append("127.0.0.1")
         content = config({"pool": f"dns:///pool.test:{port}"}, MODELS)
         async with gateway(write(tmp_path / "gateway.yaml", content)) as running, channel_to(running.listen) as channel:
             call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(infer("adder").SerializeToString())
-            await asyncio.sleep(0.1)
+
+            def addresses() -> list[str]:
+                pool: Any = running.shown.state()["upstreams"]
+                return [endpoint["address"] for endpoint in pool["pool"]]
+
+            await begun.wait()
             hosts[:] = ["127.0.0.2"]
-            await asyncio.sleep(0.2)
-            assert [e["address"] for e in running.shown.state()["upstreams"]["pool"]] == [f"127.0.0.2:{port}"]  # type: ignore[index]
+            await until(lambda: addresses() == [f"127.0.0.2:{port}"], 10, "another address")
+            go_on.set()
             assert pb.ModelInferResponse.FromString(await call).model_name == "adder"
 
 

@@ -211,7 +211,7 @@ async def test_callers_who_go_away_free_nothing_that_triton_reads(
         os.kill(triton.pid, signal.SIGSTOP)
         try:
             calls = [
-                asyncio.ensure_future(call(channel, of_numbers(number), timeout=30))
+                asyncio.ensure_future(call(channel, of_numbers(number), timeout=60))
                 for number, channel in enumerate(channels)
             ]
             await wait_until(lambda: placed(memory) == sent + 1)
@@ -268,7 +268,7 @@ async def test_a_killed_triton_ends_them_all_and_gets_memory_again(
         await triton.kill()
         assert {outcome.code for outcome in await asked} == {grpc.StatusCode.UNAVAILABLE}
         await triton.start()
-        await wait_until(lambda: memory.now().state == "in use", 20)
+        await wait_until(lambda: memory.now().state == "in use")
         await known(channels, of_numbers(1))
         assert_own(await together(channels))
         await nothing_held(memory)

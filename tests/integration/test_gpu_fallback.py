@@ -75,7 +75,7 @@ async def who_answers(gateway: Gateway) -> str:
     return str(told["gateway-variant"])
 
 
-async def until_answered_by(gateway: Gateway, variant: str, seconds: float = 40) -> None:
+async def until_answered_by(gateway: Gateway, variant: str, seconds: float = 120) -> None:
     end = asyncio.get_running_loop().time() + seconds
     while (answered := await who_answers(gateway)) != variant:
         assert asyncio.get_running_loop().time() < end, f"{answered} answers"
@@ -157,7 +157,7 @@ async def test_a_gpu_pod_answers_at_once_and_better_as_what_is_built_appears(
 
 
 async def wait_for(said: list[str], text: str) -> None:
-    end = asyncio.get_running_loop().time() + 30
+    end = asyncio.get_running_loop().time() + 120
     while not any(text in line for line in said):
         assert asyncio.get_running_loop().time() < end, said
         await asyncio.sleep(0.1)

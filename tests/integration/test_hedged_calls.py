@@ -21,8 +21,8 @@ async def test_one_of_two_servers_hangs_and_every_caller_is_answered(tmp_path: P
         file = write(tmp_path / "g.yaml", config({"all": [one.address, two.address]}, MODEL))
         async with gateway(file) as running, channel_to(running.listen) as channel:
             one.behaviour = hangs
-            calls = [call(channel, infer(size=4 + number), timeout=20) for number in range(10)]
-            calls += [call(channel, infer(size=4), timeout=20) for _ in range(10)]  # identical to one another
+            calls = [call(channel, infer(size=4 + number), timeout=60) for number in range(10)]
+            calls += [call(channel, infer(size=4), timeout=60) for _ in range(10)]  # identical to one another
             answers = await asyncio.gather(*calls)
             assert {answer.code for answer in answers} == {OK}
             assert {answer.trailers["gateway-endpoint"] for answer in answers} == {two.address}

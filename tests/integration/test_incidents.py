@@ -23,7 +23,7 @@ from certificates import Authority, read
 from command_line import Command, command, run
 from prometheus_client.parser import text_string_to_metric_families
 from runbook import as_the_page_says, incidents, needs_tools, of_kubernetes, unknown_to_kubectl
-from traffic import OK, config, http, traffic, until, write
+from traffic import HANG, OK, config, http, traffic, until, write
 from triton_fixture import FAST_START
 from v2_calls import Outcome, call, channel_to, infer, numbers
 
@@ -61,7 +61,7 @@ class Site:
 
     async def until_attention(self, *expected: str) -> None:
         """Wait until all of it is told; a process is looked at from outside."""
-        give_up = time.monotonic() + 10
+        give_up = time.monotonic() + HANG
         while not {*expected} <= (told := await self.attention()):
             assert time.monotonic() < give_up, told
             await asyncio.sleep(0.1)
@@ -118,7 +118,7 @@ async def gpu_endpoint(site: Site) -> dict[str, Any]:
 
 
 async def until_ready(site: Site) -> None:
-    give_up = time.monotonic() + 10
+    give_up = time.monotonic() + HANG
     while (await gpu_endpoint(site))["state"] != "ready":
         assert time.monotonic() < give_up
         await asyncio.sleep(0.1)
@@ -185,8 +185,9 @@ async def test_one_triton_slow(site: Site, gpu: LocalTriton) -> None:
     os.kill(gpu.pid, signal.SIGSTOP)
     try:
         async with traffic(site.listen, callers=2, timeout=1) as calls:
-            await asyncio.sleep(0.3)
-            assert (await gpu_endpoint(site))["in_flight"] == 2
+            while (await gpu_endpoint(site))["in_flight"] != 2:
+                assert len(calls.calls) < 20, calls.why()
+                await asyncio.sleep(0.05)
             await site.runs("one-triton-slow")
             await site.process.until_said(f"endpoint gpu/{address} is down: ")  # by a probe or by a PING
             assert {ended.code.name for ended in calls.failed} <= {"DEADLINE_EXCEEDED"}

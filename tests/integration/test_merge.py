@@ -127,13 +127,19 @@ async def test_every_answer_is_the_one_that_a_request_alone_gets(gateway: Gatewa
 
 
 async def test_what_arrives_together_is_sent_together(gateway: Gateway) -> None:
+    """One leaves alone at first, and the others while it is in flight; unless the machine is busy, so again then."""
+    largest = 0
     async with channels_to(gateway.listen, 8) as through:
-        calls = (call(channel, request("picky", floats(1, n))) for n, channel in enumerate(through))
-        outcomes = await asyncio.gather(*calls)
-    assert [list(np.frombuffer(o.response.raw_output_contents[0], np.float32)) for o in outcomes] == [
-        [n, n + 1] for n in range(8)
-    ]
-    assert max(map(batch_of, outcomes)) >= 4  # one left alone at first, and the others while it was in flight
+        for _ in range(50):
+            calls = (call(channel, request("picky", floats(1, n))) for n, channel in enumerate(through))
+            outcomes = await asyncio.gather(*calls)
+            assert [list(np.frombuffer(o.response.raw_output_contents[0], np.float32)) for o in outcomes] == [
+                [n, n + 1] for n in range(8)
+            ]
+            largest = max(map(batch_of, outcomes))
+            if largest >= 4:
+                break
+    assert largest >= 4
 
 
 async def test_one_callers_bad_input_fails_nobody_else(gateway: Gateway) -> None:
@@ -238,7 +244,7 @@ async def test_a_member_that_goes_away_takes_nobody_along(gateway: Gateway) -> N
 
         await asyncio.gather(*(work(channel, n % 2 == 0) for n, channel in enumerate(through)))
     [endpoint] = gateway._topology.now.pools["main"].endpoints
-    await asyncio.wait_for(endpoint.wait_idle(), 5)
+    await asyncio.wait_for(endpoint.wait_idle(), 60)
 
 
 async def test_a_batch_that_nobody_waits_for_is_called_back(tmp_path: Path) -> None:
@@ -273,19 +279,19 @@ async def test_a_batch_that_nobody_waits_for_is_called_back(tmp_path: Path) -> N
         await asyncio.sleep(0.2)
         go_on.clear()
         first = asyncio.ensure_future(call(through[0], request("picky", floats(1, 0))))
-        await wait_until(lambda: len(sizes) == 2, 5)
+        await wait_until(lambda: len(sizes) == 2)
         waiting = [asyncio.ensure_future(call(channel, request("picky", floats(1, 1)))) for channel in through[1:]]
         await asyncio.sleep(0.2)  # they wait for the first one
         go_on.set()
-        await wait_until(lambda: sizes[-1] == 3, 5)
+        await wait_until(lambda: sizes[-1] == 3)
         for number, task in enumerate(waiting):
             assert not cancelled
             task.cancel()
             await asyncio.sleep(0.1 if number < 2 else 0)
-        await wait_until(lambda: cancelled == [3], 5)
+        await wait_until(lambda: cancelled == [3])
         assert (await first).code is grpc.StatusCode.OK
         [endpoint] = gateway._topology.now.pools["main"].endpoints
-        await asyncio.wait_for(endpoint.wait_idle(), 5)
+        await asyncio.wait_for(endpoint.wait_idle(), 60)
 
 
 async def test_an_answer_with_parameters_is_not_divided_and_its_model_not_merged_until_it_changes(
@@ -323,24 +329,26 @@ async def test_an_answer_with_parameters_is_not_divided_and_its_model_not_merged
                 assert not outcome.response.parameters
                 assert list(np.frombuffer(outcome.response.raw_output_contents[0], np.float32)) == [n, n + 1]
 
-        for _ in range(4):
-            await all_call()
-        assert max(sizes) > 1  # it was tried
+        async def until_merged() -> None:
+            for _ in range(600):
+                await all_call()
+                if max(sizes) > 1:
+                    return
+            raise AssertionError("nothing is merged")
+
+        await until_merged()  # it was tried
         sizes.clear()
         await asyncio.sleep(1.0)  # some probes
         await all_call()
         assert max(sizes) == 1
-        told.inference_count = 1  # loaded anew
-        await asyncio.sleep(1.0)
-        for _ in range(4):
-            await all_call()
-        assert max(sizes) > 1
+        told.inference_count = 1  # loaded anew, which a probe will tell
+        await until_merged()
 
 
 async def test_a_deadline_ends_its_own_member_only(gateway: Gateway) -> None:
     async with channels_to(gateway.listen, 6) as through:
         for _ in range(5):
-            timeouts = [0.004 if n == 2 else 20 for n in range(6)]
+            timeouts = [0.004 if n == 2 else 120 for n in range(6)]
             calls = (
                 call(channel, request("picky", floats(1, n)), timeout=timeouts[n]) for n, channel in enumerate(through)
             )
@@ -351,7 +359,7 @@ async def test_a_deadline_ends_its_own_member_only(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "timeout"), [("default_deadline: 500ms", None), ("max_deadline: 500ms", 20)], ids=["default", "longest"]
+    ("limits", "timeout"), [("default_deadline: 500ms", None), ("max_deadline: 500ms", 120)], ids=["default", "longest"]
 )
 async def test_the_gateway_s_own_deadlines_end_members_of_a_batch_too(
     tmp_path: Path, limits: str, timeout: float | None
@@ -378,10 +386,10 @@ async def test_the_gateway_s_own_deadlines_end_members_of_a_batch_too(
         await asyncio.sleep(0.2)
         is_slow.set()
         calls = [call(channel, request("picky", floats(1, 1)), timeout=timeout) for channel in through]
-        ends = await asyncio.wait_for(asyncio.gather(*calls), 15)
+        ends = await asyncio.wait_for(asyncio.gather(*calls), 60)
         assert [end.code for end in ends] == [grpc.StatusCode.DEADLINE_EXCEEDED] * 4
         [endpoint] = gateway._topology.now.pools["main"].endpoints
-        await asyncio.wait_for(endpoint.wait_idle(), 5)
+        await asyncio.wait_for(endpoint.wait_idle(), 60)
 
 
 async def test_when_a_triton_dies_every_member_ends_once_and_moves_on(
@@ -410,7 +418,7 @@ async def test_when_a_triton_dies_every_member_ends_once_and_moves_on(
         await first.kill()
         await asyncio.sleep(1.5)
         stop.set()
-        await asyncio.wait_for(asyncio.gather(*working), 20)
+        await asyncio.wait_for(asyncio.gather(*working), 120)
     codes = {outcome.code for outcome in outcomes}
     assert codes == {grpc.StatusCode.OK}
     assert max(map(batch_of, outcomes)) > 1

@@ -432,7 +432,7 @@ async def test_several_workers_are_one_page(triton: LocalTriton, chromium: Brows
             await chromium.open(f"http://{admin}/")
             await chromium.until("document.getElementById('facts').innerText.includes('Workers\\n2')")
             # Which variants the six were drawn for is chance; that one of them was is not.
-            await chromium.until(f"[...{MODEL}.querySelectorAll('meter')].some((meter) => meter.value > 0)", 20)
+            await chromium.until(f"[...{MODEL}.querySelectorAll('meter')].some((meter) => meter.value > 0)")
             state = await _state_when_it_has(admin, calls=6)
     assert state["models"]["photos"]["ready"] is True
     assert state["workers"].keys() == {"0", "1"}
@@ -441,7 +441,7 @@ async def test_several_workers_are_one_page(triton: LocalTriton, chromium: Brows
 async def _state_when_it_has(admin: str, calls: int) -> Any:
     """A worker tells of its calls a moment after their callers have their answers."""
     counted = 0
-    for _ in range(100):
+    for _ in range(600):
         _, state = await http(admin, "/state")
         counted = state["traffic"]["windows"][0]["models"]["photos"]["calls"]
         if counted == calls:

@@ -86,7 +86,7 @@ async def test_a_batch_is_one_request_to_the_model_and_keeps_its_rows(client: An
     other = encoded(300, 200, "PNG")
     before = await counts()
     both = await labels_of(client, "photo-labels", "image", coffee, other, coffee)
-    for _ in range(50):  # Triton counts a request a moment after it has answered
+    for _ in range(600):  # Triton counts a request a moment after it has answered
         requests, rows = np.subtract(await counts(), before)
         if requests:
             break
@@ -168,7 +168,7 @@ async def test_statistics_count_a_pipelines_requests_and_rows(client: Any, coffe
     assert after.inference_count - before.inference_count == 2
     assert after.inference_stats.success.count - before.inference_stats.success.count == 1
     assert after.inference_stats.fail.count - before.inference_stats.fail.count == 1
-    assert after.last_inference / 1000 == pytest.approx(time.time(), abs=5)
+    assert after.last_inference / 1000 == pytest.approx(time.time(), abs=60)
 
 
 async def test_statistics_of_everything_have_each_model_once(client: Any) -> None:

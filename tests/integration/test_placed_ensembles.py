@@ -42,7 +42,7 @@ class TritonPythonModel:
         return [pb_utils.InferenceResponse(error=error) for _ in requests]
 """
 WORKS = """
-import time
+import os, time
 import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def execute(self, requests):
@@ -51,7 +51,8 @@ class TritonPythonModel:
             numbers = pb_utils.get_input_tensor_by_name(request, "IN").as_numpy()
             with open(SEEN, "a") as seen:
                 seen.write(" ".join(map(str, sorted(set(numbers.tolist())))) + chr(10))
-            time.sleep(1.5)
+            while not os.path.exists(GO):
+                time.sleep(0.01)
             answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("OUT", numbers)]))
         return answers
 """
@@ -65,7 +66,11 @@ def of(model: str, number: int) -> Any:
 @pytest.fixture
 async def ensembles(tmp_path: Path) -> AsyncIterator[LocalTriton]:
     models = tmp_path / "models"
-    sources = {"refuses": REFUSES, "works": f"SEEN = {str(tmp_path / 'seen')!r}\n{WORKS}", "both": ""}
+    sources = {
+        "refuses": REFUSES,
+        "works": f"SEEN, GO = {str(tmp_path / 'seen')!r}, {str(tmp_path / 'go')!r}\n{WORKS}",
+        "both": "",
+    }
     for name, source in sources.items():
         (models / name / "1").mkdir(parents=True)
         (models / name / "config.pbtxt").write_text(CONFIG if source else ENSEMBLE)
@@ -87,13 +92,14 @@ async def test_what_a_step_reads_after_its_ensemble_has_failed_is_not_overwritte
         first = asyncio.ensure_future(
             call(channel, of("works", 1), timeout=30)
         )  # behind which the ensemble's step waits
-        await wait_until(seen.exists, 10)
+        await wait_until(seen.exists)
         outcome = await call(channel, of("both", 2))
         assert (outcome.code, outcome.text) == (grpc.StatusCode.INVALID_ARGUMENT, "in ensemble 'both', I will not")
         assert seen.read_text().split() == ["1"]
         assert memory.now().slots == 2
         assert endpoint_of(gateway, "main").in_flight == 1
         after = asyncio.ensure_future(call(channel, of("works", 3), timeout=30))
+        (tmp_path / "go").touch()
         assert (await first).code is (await after).code is grpc.StatusCode.OK
         assert seen.read_text().split() == ["1", "2", "3"]
         assert placed(memory) == 3

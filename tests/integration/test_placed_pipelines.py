@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import re
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +16,7 @@ import grpc
 import numpy as np
 import pytest
 from shared_regions import in_use, memory_of, nothing_held, placed
+from test_placed_tensors import PROBES, end_by_their_deadline, stopped
 from triton_fixture import DTYPES, TritonFactory
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, call, channel_to
@@ -27,7 +29,7 @@ from gateway.triton import LocalTriton
 pytestmark = pytest.mark.integration
 
 _STEPS = '''
-import time
+import threading
 from collections.abc import Iterable
 
 import numpy as np
@@ -36,12 +38,13 @@ from pydantic import Field
 from gateway.steps import BadTensor, Params, RowStep, SplitStep, Step, TensorSpec, dtype_of
 
 RUNNING = []
+GO_ON = threading.Event()
 
 
 class FillParams(Params):
     datatype: str = Field(default="FP32", description="Of what it makes.")
     size: int = Field(default=1, description="Elements of a row.")
-    seconds: float = Field(default=0.0, description="How long a row takes.")
+    waits: bool = Field(default=False, description="Does a row take until GO_ON is set?")
 
 
 class Fill(RowStep[FillParams]):
@@ -60,7 +63,8 @@ class Fill(RowStep[FillParams]):
                 raise (BadTensor("seed", "negative", row) if tensors["seed"][row, 0] == -1 else ValueError())
             RUNNING.append(row)
             out["x"][row] = made(self._params.datatype, self._params.size, int(tensors["seed"][row, 0]))
-            time.sleep(self._params.seconds)
+            if self._params.waits:
+                GO_ON.wait()
             out["x"][row] = made(self._params.datatype, self._params.size, int(tensors["seed"][row, 0]))
             RUNNING.pop()
 
@@ -99,14 +103,14 @@ def made(datatype, size, seed):
 '''
 
 
-def _pipeline(step: str, datatype: str, size: int, seconds: float = 0.0) -> str:
+def _pipeline(step: str, datatype: str, size: int, *, waits: bool = False) -> str:
     return f"""
     pipeline:
       inputs: [{{name: seed, datatype: INT32, shape: [1]}}]
       outputs: [{{name: OUT, datatype: {datatype}, shape: [-1]}}]
       max_batch_size: 8
       steps:
-        - {{step: "shared_filling:{step}", with: {{datatype: {datatype}, size: {size}, seconds: {seconds}}}}}
+        - {{step: "shared_filling:{step}", with: {{datatype: {datatype}, size: {size}, waits: {json.dumps(waits)}}}}}
         - {{call: m-identity_{datatype.lower()}, inputs: {{IN: x}}, outputs: {{OUT: OUT}}}}
 """
 
@@ -161,7 +165,7 @@ async def gateway_with(folder: Path, address: str, pipelines: dict[str, str]) ->
 listen: 127.0.0.1:0
 admin: {{listen: "127.0.0.1:0"}}
 telemetry: {{access_log: {{destination: none}}}}
-upstreams: {{main: {{endpoints: ["{address}"], shared_memory: auto, probe_interval: 100ms}}}}
+upstreams: {{main: {{endpoints: ["{address}"], shared_memory: auto, {PROBES}}}}}
 direct: {{models: all}}
 models:
 {models}
@@ -184,6 +188,10 @@ def made_by_step(dtype: str, size: int, seed: int) -> Any:
 
 def running() -> bool:
     return bool(sys.modules["shared_filling"].RUNNING)
+
+
+def go_on() -> None:
+    sys.modules["shared_filling"].GO_ON.set()
 
 
 @pytest.fixture(autouse=True)
@@ -228,7 +236,10 @@ async def test_every_datatype_is_answered_the_same_with_it_and_without(
 
 async def test_the_last_step_writes_where_the_model_reads(triton: LocalTriton, tmp_path: Path) -> None:
     """Nothing else is taken than what holds the array; what a step makes in an array of its own takes no more."""
-    pipelines = {"in-place": _pipeline("Fill", "FP32", 50_000, 0.3), "copied": _pipeline("Whole", "FP32", 50_000)}
+    pipelines = {
+        "in-place": _pipeline("Fill", "FP32", 50_000, waits=True),
+        "copied": _pipeline("Whole", "FP32", 50_000),
+    }
     async with (
         gateway_with(tmp_path, triton.grpc_address, pipelines) as gateway,
         channel_to(gateway.listen) as through,
@@ -237,6 +248,7 @@ async def test_the_last_step_writes_where_the_model_reads(triton: LocalTriton, t
         asked = asyncio.ensure_future(call(through, of_seeds("in-place", 1)))
         await wait_until(lambda: memory.now().slots == 1)
         assert placed(memory) == 0  # while the step runs
+        go_on()
         assert (await asked).code is grpc.StatusCode.OK
         assert placed(memory) == 1
         assert (await call(through, of_seeds("copied", 1))).code is grpc.StatusCode.OK
@@ -259,20 +271,20 @@ async def test_a_step_that_outlives_its_call_keeps_its_memory_until_it_ends(
     triton: LocalTriton, tmp_path: Path
 ) -> None:
     """It still writes there: a step cannot be stopped."""
-    pipelines = {"late": _pipeline("Fill", "FP32", 50_000, 1.5), "good": _pipeline("Fill", "FP32", 50_000)}
+    pipelines = {"late": _pipeline("Fill", "FP32", 50_000, waits=True), "good": _pipeline("Fill", "FP32", 50_000)}
     async with (
         gateway_with(tmp_path, triton.grpc_address, pipelines) as gateway,
         channel_to(gateway.listen) as through,
     ):
         memory = await in_use(gateway)
-        outcome = await call(through, of_seeds("late", 1), timeout=0.3)
-        assert outcome.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert running()
+        await end_by_their_deadline(through, of_seeds("late", 1), lambda: bool(running()))
         assert memory.now().slots == 1
         made = made_by_step("FP32", 50_000, 9).tobytes()
-        while running():
+        for _ in range(20):
             outcome = await call(through, of_seeds("good", 9))
             assert outcome.response.raw_output_contents[0] == made
+        assert memory.now().slots == 1
+        go_on()
         await nothing_held(memory)
         assert memory.now().state == "in use"
 
@@ -301,11 +313,12 @@ async def test_a_caller_who_goes_away_frees_nothing_that_triton_reads(
     ):
         memory = await in_use(gateway)
         memory.least = 1
-        given_up = asyncio.ensure_future(call(through, of_seeds("sleeping", 1500), timeout=20))
-        await wait_until(lambda: placed(memory) == 1)
-        given_up.cancel()
-        await asyncio.sleep(0.5)
-        assert memory.now().slots == 1
+        with stopped(triton):
+            given_up = asyncio.ensure_future(call(through, of_seeds("sleeping", 100)))
+            await wait_until(lambda: placed(memory) == 1)
+            given_up.cancel()
+            await asyncio.sleep(0.3)
+            assert memory.now().slots == 1
         await nothing_held(memory)
         assert memory.now().registrations == {"registered": 1}
 
@@ -381,7 +394,7 @@ async def test_a_killed_triton_ends_the_call_and_what_it_held(triton_factory: Tr
         await triton.kill()
         assert (await stuck).code is grpc.StatusCode.UNAVAILABLE
         await triton.start()
-        await wait_until(lambda: memory.now().state == "in use", 20)
+        await wait_until(lambda: memory.now().state == "in use")
         memory.least = 1
         assert (await call(through, of_seeds("sleeping", 1))).code is grpc.StatusCode.OK
         await nothing_held(memory)

@@ -65,10 +65,10 @@ def details(trailers: Any) -> tuple[Any, Any]:
 
 async def test_a_caller_over_his_quota_is_refused_and_told_whose_it_is_and_when_to_come_again(tmp_path: Path) -> None:
     async with served(tmp_path, {"callers": {"acme": {"requests": 2}}}) as (_, channel, triton):
-        outcomes = [await call(channel, request(id=str(n)), metadata=ACME) for n in range(5)]
+        outcomes = await asyncio.gather(*(call(channel, request(id=str(n)), metadata=ACME) for n in range(8)))
         other = await call(channel, request(), metadata=(("x-tenant", "other"),))
-    refused = outcomes[-1]
-    assert [each.code for each in outcomes[:2]] == [grpc.StatusCode.OK] * 2
+    refused = next(each for each in outcomes if each.code is not grpc.StatusCode.OK)
+    assert sum(each.code is grpc.StatusCode.OK for each in outcomes) >= 2
     assert refused.code is EXHAUSTED
     assert refused.text.startswith("The quota of caller 'acme' is used up: 2 requests per second; try again in 0.")
     retry, failure = details(refused.trailers)
@@ -90,8 +90,8 @@ async def test_a_caller_who_only_says_that_he_has_many_rows_uses_up_nobodys_quot
 
 async def test_whoever_comes_when_he_was_told_to_is_answered(tmp_path: Path) -> None:
     async with served(tmp_path, {"callers": {"acme": {"requests": 5, "burst": "200ms"}}}) as (_, channel, _):
-        await call(channel, request(), metadata=ACME)
-        refused = await call(channel, request(), metadata=ACME)
+        both = await asyncio.gather(*(call(channel, request(), metadata=ACME) for _ in range(2)))
+        (refused,) = (each for each in both if each.code is not grpc.StatusCode.OK)
         await asyncio.sleep(details(refused.trailers)[0].retry_delay.nanos / 1e9)
         again = await call(channel, request(), metadata=ACME)
     assert (refused.code, again.code) == (EXHAUSTED, grpc.StatusCode.OK)
@@ -146,7 +146,7 @@ async def test_rows_and_bytes_count(tmp_path: Path) -> None:
 
 async def test_a_large_request_is_refused_before_it_is_here(tmp_path: Path) -> None:
     large = request(size=8 << 20)
-    async with served(tmp_path, {"default": {"bytes": "10MiB"}}) as (_, channel, triton):
+    async with served(tmp_path, {"default": {"bytes": "100KiB", "burst": "100s"}}) as (_, channel, triton):
         first = await call(channel, large, metadata=ACME)
         second = await call(channel, large, metadata=ACME)
     assert (first.code, second.code) == (grpc.StatusCode.OK, EXHAUSTED)
@@ -190,8 +190,12 @@ async def test_state_and_metrics_say_what_is_left_and_what_was_refused_and_used(
         await call(channel, request(rows=20), metadata=(("x-tenant", "one"),))
         await call(channel, request(rows=20), metadata=(("x-tenant", "one"),))
         _, state = await http(running.admin_address, "/state")
-        await asyncio.sleep(1.2)  # usage is taken each second
         _, metrics = await http(running.admin_address, "/metrics")
+        for _ in range(600):  # usage is taken each second
+            if 'gateway_usage_rows_total{caller="other"' in metrics:
+                break
+            await asyncio.sleep(0.1)
+            _, metrics = await http(running.admin_address, "/metrics")
     left = {quota["caller"]: quota["left"] for quota in state["quotas"]}
     assert left["acme"]["requests"] == pytest.approx(0, abs=0.1)
     assert left["one"]["rows"] == pytest.approx(10, abs=0.5)
@@ -253,7 +257,7 @@ async def test_the_usage_log_survives_a_kill_with_at_most_an_interval_lost(tmp_p
 @needs_store
 async def test_two_gateways_share_a_quota_and_serve_without_the_store(tmp_path: Path) -> None:
     with running_store() as store:
-        shared = {"url": store.url, "gateways": 2, "timeout": "300ms"}
+        shared = {"url": store.url, "gateways": 2, "timeout": "5s"}
         quotas = {"default": {"requests": 0.1, "burst": "5m"}, "shared": shared}  # 30 at once
         for folder in ("a", "b"):
             (tmp_path / folder).mkdir()
@@ -261,7 +265,7 @@ async def test_two_gateways_share_a_quota_and_serve_without_the_store(tmp_path: 
             quotas_of = (a._quotas.shared, b._quotas.shared)
             await until(lambda: all(each is not None and each.share == 0.5 for each in quotas_of), 10, "both are known")
             answered = 0
-            end = time.monotonic() + 20
+            end = time.monotonic() + 30
             while answered < 30 and time.monotonic() < end:
                 for channel in (at_a, at_b):
                     outcome = await call(channel, request(), metadata=ACME)

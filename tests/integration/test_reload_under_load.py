@@ -16,7 +16,7 @@ import pytest
 from command_line import command
 from traffic import OK, Traffic, config, gateway, http, traffic, until, write
 from triton_fixture import TritonFactory
-from v2_calls import Metadata, channel_to, infer, numbers, stream
+from v2_calls import Metadata, call, channel_to, infer, numbers, stream
 
 from gateway.app import Gateway
 from gateway.triton import LocalTriton
@@ -94,14 +94,19 @@ async def test_a_calls_config_is_the_one_that_it_began_with(
     file, content = running_config
     content["models"]["waiter"] = {"variants": {"only": {"upstream": "one", "model": "slow"}}}
     write(file, content)
-    slow = infer("waiter", [[1000]], "INT32")
-    async with gateway(file) as running, traffic(running.listen, slow, callers=1) as calls:
-        await until(lambda: in_flight(running) == 1, 5, "a call in flight")
-        elsewhere = {"upstream": "other", "model": "add_one_a"}
-        await take(running, file, config({"other": triton.grpc_address}, adder({"a": elsewhere})))
-        assert not calls.calls  # so it was in flight all the time
-        await until(lambda: bool(calls.calls), 5, "its end")
-        assert calls.calls[0].code is OK, calls.why()
+    elsewhere = config({"other": triton.grpc_address}, adder({"a": {"upstream": "other", "model": "add_one_a"}}))
+    for seconds in (1, 4, 16):  # on a busy machine the call may end before the config has changed
+        write(file, content)
+        slow = infer("waiter", [[1000 * seconds]], "INT32")
+        async with gateway(file) as running, channel_to(running.listen) as channel:
+            calling = asyncio.ensure_future(call(channel, slow))
+            await until(lambda: in_flight(running) == 1 or calling.done(), 5, "a call in flight")  # noqa: B023
+            await take(running, file, elsewhere)
+            was_there = not calling.done()
+            assert (await calling).code is OK, calling
+        if was_there:
+            return
+    raise AssertionError("no call was in flight all the time")
 
 
 def in_flight(running: Gateway) -> int:
@@ -254,7 +259,7 @@ async def test_kubernetes_updates_and_sighup_lose_no_call_of_the_real_process(
             await calls.until(lambda: set(variants_of_latest(calls)) == {"far"}, 5, "the last config")
             assert not calls.failed, calls.why()
         _, told = await http(admin, "/config")
-        assert len(told["changes"]) >= 5
+        assert len(told["changes"]) >= 3  # of nine: the more, the quicker the machine is
         assert all(change["accepted"] for change in told["changes"])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from played_triton import Behaviour, PlayedTriton, hangs, played
-from traffic import OK, config, gateway, http, traffic, until, write
+from traffic import OK, config, gateway, http, patient, traffic, until, write
 from v2_calls import call, channel_to
 
 from gateway.access.api_keys import hash_of
@@ -41,7 +41,7 @@ async def large_and_small(
     """A model whose fallback is another one."""
     async with played(large) as one, played(small) as two:
         variants = {name: {"upstream": name, "model": "net"} for name in ("large", "small")}
-        upstreams = {"large": one.address, "small": two.address}
+        upstreams = {"large": patient(one.address), "small": patient(two.address)}
         async with gateway(write(tmp_path / "g.yaml", config(upstreams, {"net": {"variants": variants}}))) as running:
             yield running, one, two
 
@@ -83,7 +83,7 @@ async def refuses(request: Any, context: grpc.aio.ServicerContext) -> None:
 async def test_a_model_whose_servers_refuse_all_uses_up_no_other_model_s_retries(tmp_path: Path) -> None:
     async with played(refuses) as full1, played(refuses) as full2, played(refuses) as one, played() as two:
         models = {name: {"variants": {"only": {"upstream": name, "model": name}}} for name in ("full", "net")}
-        upstreams = {"full": [full1.address, full2.address], "net": [one.address, two.address]}
+        upstreams = {"full": patient(full1.address, full2.address), "net": patient(one.address, two.address)}
         async with (
             gateway(write(tmp_path / "g.yaml", config(upstreams, models))) as running,
             channel_to(running.listen) as channel,

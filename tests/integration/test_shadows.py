@@ -253,7 +253,7 @@ async def test_a_pipelines_shadow_that_hangs_holds_up_neither_its_callers_nor_th
                 assert set(codes) == {"DEADLINE_EXCEEDED"}
                 assert await answers_of_pipeline(channel, milliseconds, "INT32", 3) == expected
             assert running._shadows.table["numbers"][0].in_flight == 1
-            await asyncio.wait_for(running.drain(), 20)  # it waits for calls, of which copies are none
+            await asyncio.wait_for(running.drain(), 30)  # it waits for calls, of which copies are none
 
 
 async def test_a_pipelines_shadow_that_is_slow_is_compared_by_and_by(triton: LocalTriton, tmp_path: Path) -> None:

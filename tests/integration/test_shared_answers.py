@@ -186,7 +186,7 @@ async def _answered_anew(channel: grpc.aio.Channel, asked: pb.ModelInferRequest)
 async def _asked_until(
     channel: grpc.aio.Channel, asked: pb.ModelInferRequest, is_so: Callable[[Outcome], bool]
 ) -> Outcome:
-    for _ in range(400):
+    for _ in range(1200):
         answer = await call(channel, asked)
         if answer.code is grpc.StatusCode.OK and is_so(answer):
             return answer

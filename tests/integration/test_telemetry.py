@@ -225,7 +225,7 @@ def whole_files(folder: Path) -> list[Path]:
 
 async def until_kept(folder: Path) -> list[Path]:
     """The captured files, once one has a whole line."""
-    for _ in range(200):
+    for _ in range(1200):
         if files := whole_files(folder):
             return files
         await asyncio.sleep(0.05)

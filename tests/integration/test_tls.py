@@ -56,7 +56,7 @@ async def check(address: str, credentials: grpc.ChannelCredentials | None) -> in
     else:
         channel = grpc.aio.secure_channel(address, credentials)
     async with channel:
-        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
         return int(answer.status)
 
 
@@ -109,11 +109,11 @@ async def test_a_renewed_certificate_is_shown_to_new_connections_without_a_resta
         grpc.aio.secure_channel(gateway.listen, trusting_old) as before,
     ):
         ask = health_pb2_grpc.HealthStub(before).Check
-        await ask(health_pb2.HealthCheckRequest(), timeout=5)
+        await ask(health_pb2.HealthCheckRequest(), timeout=60)
         put(new)
         gateway.reload()
         await until(lambda: gateway.shown.config()["changes"][1:] != [], 10, "the renewed files are read")  # type: ignore[index]
         assert await check(gateway.listen, trusting_new) == health_pb2.HealthCheckResponse.NOT_SERVING
         with pytest.raises(grpc.aio.AioRpcError, match="CERTIFICATE_VERIFY_FAILED"):
             await check(gateway.listen, trusting_old)
-        await ask(health_pb2.HealthCheckRequest(), timeout=5)  # who is connected stays so
+        await ask(health_pb2.HealthCheckRequest(), timeout=60)  # who is connected stays so

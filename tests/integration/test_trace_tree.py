@@ -167,7 +167,7 @@ async def gateway(
     loaded = load(file, {})
     receiver.spans.clear()
     async with Gateway(loaded, lambda: loaded, os.environ, Place("127.0.0.1:0")) as running:
-        await wait_until(lambda: running.shown.readiness()[0], 20)
+        await wait_until(lambda: running.shown.readiness()[0])
         yield running
 
 
@@ -176,7 +176,7 @@ def parent_of(number: int, flag: str = "01") -> tuple[str, str]:
 
 
 async def until_exported(receiver: Receiver, gateway_spans: int, triton_spans: int) -> None:
-    for _ in range(100):
+    for _ in range(600):
         mine, theirs = len(receiver.of("inference-gateway")), len(receiver.of("triton-inference-server"))
         if mine >= gateway_spans and theirs >= triton_spans:
             return

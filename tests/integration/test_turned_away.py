@@ -55,7 +55,7 @@ class World:
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(sent)
         try:
-            return await asyncio.wait_for(reader.read(most), 20)
+            return await asyncio.wait_for(reader.read(most), 60)
         finally:
             writer.close()
 
@@ -68,7 +68,7 @@ class World:
         try:
             reader, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname="localhost")
             writer.write(PREFACE)
-            await asyncio.wait_for(reader.read(1), 20)
+            await asyncio.wait_for(reader.read(1), 60)
         except ssl.SSLError as error:
             return str(error.reason)
         except OSError as error:

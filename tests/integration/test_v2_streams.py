@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -127,10 +126,10 @@ def final_flag(response: Any) -> bool:
 
 async def test_decoupled_requests_overlap_and_each_keeps_its_order(channel: grpc.aio.Channel) -> None:
     where = ["here", "there"]
-    requests = [repeat("counter", 5, delay=10, id=str(i), where=where[i % 2]) for i in range(6)]
-    began = time.monotonic()
+    requests = [repeat("counter", 5, delay=100, id=str(i), where=where[i % 2]) for i in range(6)]
     answers = await stream_all(channel, requests)
-    assert time.monotonic() - began < 0.25  # one after the other would take 0.3
+    ids = [a.infer_response.id for a in answers if len(a.infer_response.outputs)]
+    assert ids != sorted(ids, key=ids.index)  # one after the other they would be in a row each
     for id in map(str, range(6)):
         assert [numbers(a.infer_response)[0] for a in answers if a.infer_response.id == id] == [0, 1, 2, 3, 4]
 
@@ -364,7 +363,7 @@ async def test_a_cancellation_reaches_the_server() -> None:
         await streaming.write(infer("any"))
         await begun.wait()
         streaming.cancel()
-        await asyncio.wait_for(cancelled.wait(), 1)
+        await asyncio.wait_for(cancelled.wait(), 60)
 
 
 async def test_a_stream_that_the_server_ends_fails_what_was_on_it_and_goes_on() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -177,10 +176,8 @@ async def test_large_tensors_pass_with_the_default_limit(channel: grpc.aio.Chann
 async def test_a_deadline_that_passes_upstream_ends_the_call_and_leaves_nothing_in_flight(
     gateway: Gateway, channel: grpc.aio.Channel
 ) -> None:
-    began = time.monotonic()
     outcome = await call(channel, infer("waiter", [[4000]], "INT32"), timeout=0.15)
     assert outcome.code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert time.monotonic() - began < 3
     await wait_until(lambda: endpoint_of(gateway, "main").in_flight == 0)
 
 
@@ -192,9 +189,9 @@ async def test_upstream_gets_what_is_left_of_the_callers_time() -> None:
         return b""
 
     async with in_front_of(Script(note)) as channel:
-        await call(channel, infer("any"), timeout=5)
+        await call(channel, infer("any"), timeout=2000)
         await call(channel, infer("any"), timeout=None)
-    assert 4.5 < left[0] < 5.1  # grpc rounds up
+    assert 1900 < left[0] < 2100  # grpc rounds up
     assert left[1] is None or left[1] > 1e6
 
 
@@ -216,13 +213,18 @@ async def test_a_stream_gets_no_time_of_its_own(small_gateway: Gateway) -> None:
     assert numbers(answer.infer_response) == [0]
 
 
-async def test_a_cancelled_call_is_cancelled_upstream(gateway: Gateway, channel: grpc.aio.Channel) -> None:
+async def test_a_cancelled_call_is_cancelled_upstream(
+    gateway: Gateway, channel: grpc.aio.Channel, other_triton: LocalTriton
+) -> None:
     endpoint = endpoint_of(gateway, "other")
-    calls = [asyncio.ensure_future(call(channel, infer("far-waiter", [[300]], "INT32"))) for _ in range(3)]
-    await wait_until(lambda: endpoint.in_flight > 0)  # the others may wait for their turn
-    for made in calls:
-        made.cancel()
-    await wait_until(lambda: endpoint.in_flight == 0, seconds=0.25)
+    async with channel_to(other_triton.grpc_address) as direct:
+        before = await executions(direct, "slow")
+        calls = [asyncio.ensure_future(call(channel, infer("far-waiter", [[3000]], "INT32"))) for _ in range(3)]
+        await wait_until(lambda: endpoint.in_flight > 0)  # the others may wait for their turn
+        for made in calls:
+            made.cancel()
+        await wait_until(lambda: endpoint.in_flight == 0)
+        assert await executions(direct, "slow") == before  # before any of them had an answer
 
 
 async def test_a_cancellation_reaches_the_server() -> None:
@@ -242,7 +244,7 @@ async def test_a_cancellation_reaches_the_server() -> None:
         made = asyncio.ensure_future(call(channel, infer("any"), timeout=None))
         await started.wait()
         made.cancel()
-        await asyncio.wait_for(cancelled.wait(), 1)
+        await asyncio.wait_for(cancelled.wait(), 60)
 
 
 # Metadata

@@ -91,6 +91,10 @@ async def counts(channel: grpc.aio.Channel, name: str, version: str = "") -> dic
     return {e.version: e.inference_count for e in pb.ModelStatisticsResponse.FromString(outcome.body).model_stats}
 
 
+async def sum_of(*channels: grpc.aio.Channel) -> int:
+    return sum([sum((await counts(channel, "counted")).values()) for channel in channels])
+
+
 async def counts_of_all(channel: grpc.aio.Channel) -> dict[tuple[str, str], int]:
     outcome = await call(channel, pb.ModelStatisticsRequest(), "ModelStatistics")
     entries = pb.ModelStatisticsResponse.FromString(outcome.body).model_stats
@@ -101,10 +105,14 @@ async def counts_of_all(channel: grpc.aio.Channel) -> dict[tuple[str, str], int]
 async def test_statistics_count_each_version_on_each_server_once(
     channel: grpc.aio.Channel, direct: grpc.aio.Channel, afar: grpc.aio.Channel
 ) -> None:
+    before = await sum_of(direct, afar)
     for name, version in (("pinned", "1"), ("pinned", "2"), ("mixed", ""), ("far", "1"), ("far", "")):
         called = await call(channel, infer(name, [[1]], "INT32", version=version))
         assert called.code is grpc.StatusCode.OK, called
-    await asyncio.sleep(0.1)  # Triton counts after it has answered
+    for _ in range(600):  # Triton counts after it has answered
+        if await sum_of(direct, afar) >= before + 5:
+            break
+        await asyncio.sleep(0.1)
     here, there = await counts(direct, "counted"), await counts(afar, "counted")
     assert min(*here.values(), *there.values()) > 0
     both = {version: here[version] + there[version] for version in here}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from command_line import children, command, free_address, is_running, run
-from traffic import OK, UNAVAILABLE, Traffic, config, http, traffic, until, until_readyz, write
+from traffic import HANG, OK, UNAVAILABLE, Traffic, config, http, traffic, until, until_readyz, write
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import call, channel_to, infer
 
@@ -62,6 +62,26 @@ async def until_all_up(admin: str, workers: str = "2") -> None:
         await asyncio.sleep(0.05)
 
 
+async def until_in_flight(admin: str, calls: int) -> None:
+    """Wait until so many are on their way to Triton."""
+    give_up = time.monotonic() + HANG
+    while True:
+        _, state = await http(admin, "/state")
+        if sum(endpoint["in_flight"] for endpoint in state["upstreams"]["one"]) >= calls:
+            return
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.05)
+
+
+async def until_counted(admin: str, least: int) -> int:
+    """Wait until so many requests are in the metrics; answers how many."""
+    give_up = time.monotonic() + HANG
+    while (counted := await requests_counted(admin)) < least:
+        assert time.monotonic() < give_up, (counted, least)
+        await asyncio.sleep(0.1)
+    return counted
+
+
 async def requests_counted(admin: str) -> int:
     _, text = await http(admin, "/metrics")
     return sum(int(float(value)) for value in re.findall(r"^gateway_requests_total\{.*\} (\S+)$", text, re.M))
@@ -77,9 +97,9 @@ async def test_workers_answer_together_and_one_that_dies_is_replaced(triton: Loc
             for calls in callers:
                 await calls.more(5)
             assert connections(first, address) == connections(second, address) == 5
+            before = await until_counted(admin, 50)
 
             os.kill(first, signal.SIGKILL)
-            killed = time.monotonic()
             for calls in callers:
                 await calls.more(5)
             assert (await http(admin, "/readyz"))[0] == 200  # the other one serves
@@ -89,13 +109,10 @@ async def test_workers_answer_together_and_one_that_dies_is_replaced(triton: Loc
         assert {ended.code for ended in failed} <= {UNAVAILABLE}
         assert all(len(calls.failed) <= 1 for calls in callers)  # what was in flight there, and nothing later
         assert any(not calls.failed for calls in callers)
-        assert all(ended.began < killed + 0.5 for ended in failed)
 
         answered = [ended for calls in callers for ended in calls.calls if ended.code is OK]
-        late = [ended for ended in answered if killed - 0.3 < ended.at <= killed + 0.1]
-        await asyncio.sleep(0.3)
-        counted = await requests_counted(admin)  # the dead one's too
-        assert len(answered) - len(late) <= counted <= len(answered) + len(failed)
+        counted = await until_counted(admin, before + 50 - 2 * len(failed))  # the dead one's too
+        assert counted <= len(answered) + len(failed)
         _, state = await http(admin, "/state")
         assert state["workers"].keys() == {"0", "1"}
 
@@ -118,10 +135,10 @@ async def test_calls_of_connections_that_a_hanging_worker_was_handed_are_answere
         async with contextlib.AsyncExitStack() as exits:
             channels = [await exits.enter_async_context(channel_to(address)) for _ in range(8)]
             calls = [asyncio.ensure_future(call(channel, infer("adder"), timeout=60)) for channel in channels]
-            done, waiting = await asyncio.wait(calls, timeout=4)
-            assert len(done) >= 4  # the others are with the one that hangs
+            # The others are with the one that hangs.
+            await until(lambda: sum(each.done() for each in calls) >= 4, HANG, "calls past it")
             os.kill(hanging, signal.SIGKILL)
-            await asyncio.gather(*waiting)
+            await asyncio.gather(*calls)
             assert {each.result().code for each in calls} == {OK}
 
 
@@ -183,23 +200,20 @@ async def test_sighup_reaches_every_worker(triton: LocalTriton, tmp_path: Path) 
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_sigterm_costs_no_call(triton: LocalTriton, tmp_path: Path, workers: str) -> None:
     """Not ready at once, accepting for drain_delay, then finishing what is in flight."""
-    server = {"drain_delay": "2s", "drain": "10s"}
+    server = {"drain_delay": "4s", "drain": "200s"}
     file = write_config(triton, tmp_path, server=server)
     async with command("serve", "--config", str(file), "--workers", workers, folder=tmp_path) as running:
         address, admin = await running.until_serving()
         await until_all_up(admin, workers)
         async with channel_to(address) as channel:
-            slow = asyncio.ensure_future(call(channel, infer("waiter", [[3000]], "INT32")))
-            await asyncio.sleep(0.1)
+            slow = asyncio.ensure_future(call(channel, infer("waiter", [[5000]], "INT32")))
+            await until_in_flight(admin, 1)
             running.signal(signal.SIGTERM)
-            told = time.monotonic()
-            assert await until_readyz(admin, False, within=1.5) < 1.5
+            await until_readyz(admin, False, within=HANG)
             async with channel_to(address) as late:
                 assert (await call(late, infer("adder"))).code is OK
-            assert time.monotonic() - told < 2
             assert (await slow).code is OK
-        assert await running.wait(5) == 0
-        assert 2.5 < time.monotonic() - told < 9
+        assert await running.wait() == 0  # long before all of its time is over
     assert "Traceback" not in running.errors
 
 
@@ -211,11 +225,11 @@ async def test_ctrl_c_lets_calls_finish_too(triton: LocalTriton, tmp_path: Path,
         address, admin = await running.until_serving()
         await until_all_up(admin, workers)
         async with channel_to(address) as channel:
-            slow = asyncio.ensure_future(call(channel, infer("waiter", [[800]], "INT32")))
-            await asyncio.sleep(0.1)
+            slow = asyncio.ensure_future(call(channel, infer("waiter", [[3000]], "INT32")))
+            await until_in_flight(admin, 1)
             os.killpg(running.pid, signal.SIGINT)
             assert (await slow).code is OK
-        assert await running.wait(5) == 0
+        assert await running.wait() == 0
     assert "Traceback" not in running.errors
 
 
@@ -231,18 +245,18 @@ async def test_a_second_signal_lets_calls_finish_and_a_third_ends_at_once(
         await until_all_up(admin, workers)
         processes = [running.pid, *children(running.pid)]
         async with channel_to(address) as channel, channel_to(address) as other:
-            slow = asyncio.ensure_future(call(channel, infer("waiter", [[1500]], "INT32")))
-            await asyncio.sleep(0.2)  # the model has one instance
-            long = asyncio.ensure_future(call(other, infer("waiter", [[9000]], "INT32"), timeout=15))
-            await asyncio.sleep(0.2)
+            slow = asyncio.ensure_future(call(channel, infer("waiter", [[3000]], "INT32")))
+            await until_in_flight(admin, 1)  # the model has one instance
+            long = asyncio.ensure_future(call(other, infer("waiter", [[15_000]], "INT32")))
+            await until_in_flight(admin, 2)
             for pid in processes:
                 os.kill(pid, number)
             await running.until_said("draining")
             os.kill(running.pid, number)
             assert (await slow).code is OK
             os.kill(running.pid, number)
-            await running.wait(3)
             assert (await long).code is not OK
+            await running.wait()
         assert not any(map(is_running, processes))
 
 
@@ -273,10 +287,10 @@ async def test_the_successor_of_a_killed_supervisor_starts_at_once(triton: Local
         workers = children(first.pid)
         async with channel_to(address) as channel:
             # One after the other, since the model takes one at a time: the short one behind the long one would be cut.
-            short = asyncio.ensure_future(call(channel, infer("waiter", [[2000]], "INT32"), timeout=60))
-            await asyncio.sleep(0.5)
+            short = asyncio.ensure_future(call(channel, infer("waiter", [[3000]], "INT32"), timeout=60))
+            await until_in_flight(admin, 1)
             long = asyncio.ensure_future(call(channel, infer("waiter", [[50_000]], "INT32"), timeout=60))
-            await asyncio.sleep(0.5)
+            await until_in_flight(admin, 2)
             first.signal(signal.SIGKILL)
             await first.wait()
             async with command(*arguments, "2", folder=tmp_path) as second:
@@ -312,7 +326,7 @@ class TestAConfigThatIsBrokenOnDisk:
         async with command("serve", "--config", str(file), "--workers", "2", folder=tmp_path) as supervisor:
             await supervisor.until_serving()
             file.write_text("listen: [")  # workers take longer than this to read it
-            assert await supervisor.wait(30) == 1
+            assert await supervisor.wait() == 1
         assert "giving up" in supervisor.errors
         assert "g.yaml:1" in supervisor.errors
 

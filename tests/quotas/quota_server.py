@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import free_address
 
 SERVER = shutil.which("valkey-server") or shutil.which("redis-server")
 
@@ -25,8 +26,7 @@ class Store:
     """Keeps its port when it is stopped and started again."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = int(free_address().rpartition(":")[2])  # which nobody takes while it is stopped
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = folder
         self._options = options
@@ -36,7 +36,7 @@ class Store:
         assert SERVER is not None
         plain = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder))
         self._process = subprocess.Popen([SERVER, *plain, *self._options], stdout=subprocess.DEVNULL)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
                 return

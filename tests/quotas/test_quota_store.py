@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
 from quota_server import needs_store, running_store
+from slowness import slowness
 
 from gateway.errors import QuotaExceeded
 from gateway.quota_store import QuotaStore, StoreSettings
@@ -77,11 +78,14 @@ async def until_well(made: Sequence[OneGateway], away: bool = False) -> None:
     def is_so(each: OneGateway) -> bool:
         return each.shared.is_away is away and (away or each.shared.share == 1 / len(made))
 
-    for _ in range(2000):
-        if all(map(is_so, made)):
-            return
+    await until(lambda: all(map(is_so, made)))
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end, "it did not come about"
         await asyncio.sleep(0.01)
-    raise AssertionError("it did not come about in time")
 
 
 async def let_in_for(made: Sequence[OneGateway], demands: Sequence[float], seconds: float) -> tuple[int, float]:
@@ -96,13 +100,24 @@ async def let_in_for(made: Sequence[OneGateway], demands: Sequence[float], secon
     return sum(each.let_in for each in made) - before, time.monotonic() - began
 
 
+async def assert_let_in(made: Sequence[OneGateway], demands: Sequence[float], rate: float, within: float) -> None:
+    """They let in what a rate says, and its burst at first: never more, and as much where the machine lets them ask."""
+    shortest = 1.0
+    for burst in (BURST, *(0.0 for _ in range(10))):
+        calls, took = await let_in_for(made, demands, 2.0)
+        assert calls <= rate * (took + BURST) * (1.0 + within)
+        shortest = min(shortest, 1.0 - calls / (rate * (took + burst)))
+        if shortest <= within:
+            return
+    raise AssertionError(f"{shortest:.0%} too few")
+
+
 @pytest.mark.parametrize("demands", [(1200,) * 4, (4000, 200, 0, 900)], ids=["even", "uneven"])
 async def test_four_gateways_let_in_what_the_quota_says_within_a_twentieth(demands: tuple[float, ...]) -> None:
     with running_store() as store:
-        async with gateways(store.url, 4) as made:
+        async with gateways(store.url, 4, timeout=30.0) as made:
             await until_well(made)
-            calls, took = await let_in_for(made, demands, 2.5)
-    assert calls == pytest.approx(RATE * (took + BURST), rel=0.05)
+            await assert_let_in(made, demands, RATE, within=0.05)
 
 
 async def test_a_quota_that_is_not_reached_refuses_nobody() -> None:
@@ -150,18 +165,15 @@ async def test_while_the_store_is_away_each_has_its_share_and_then_it_is_shared_
             store.pause() if hangs else store.stop()
             made[0].ask(1)  # there is something to report
             await until_well(made, away=True)
-            calls, took = await let_in_for(made, (3000, 0, 0, 0), 1.0)
-            assert calls == pytest.approx(RATE / 4 * (took + BURST), rel=0.1)
+            await assert_let_in(made, (3000, 0, 0, 0), RATE / 4, within=0.1)
             store.resume() if hangs else store.start()
             await until_well(made)
-            calls, took = await let_in_for(made, (4000, 0, 0, 0), 2.0)
-    assert calls == pytest.approx(RATE * (took + BURST), rel=0.1)  # nobody has used it meanwhile
+            await assert_let_in(made, (4000, 0, 0, 0), RATE, within=0.1)  # nobody has used it meanwhile
 
 
 async def test_a_gateway_without_a_store_serves_with_its_share() -> None:
     async with gateways("redis://127.0.0.1:1/0", 2) as made:
-        await asyncio.sleep(0.05)
-        assert made[0].shared.is_away
+        await until(lambda: made[0].shared.is_away)
         began = time.monotonic()
         made[0].ask(10_000)
         took = time.monotonic() - began
@@ -176,7 +188,7 @@ async def test_no_call_waits_for_the_store() -> None:
             began = time.thread_time()
             made[0].ask(500)
             assert made[0].let_in == 500
-            assert time.thread_time() - began < 0.5
+            assert time.thread_time() - began < 0.5 * slowness()
 
 
 async def test_what_is_left_of_a_quota_does_not_stay_in_the_store() -> None:
@@ -184,9 +196,10 @@ async def test_what_is_left_of_a_quota_does_not_stay_in_the_store() -> None:
         async with gateways(store.url, 1) as made:
             await until_well(made)
             made[0].ask(100)
-            await asyncio.sleep(0.3)  # 100 calls are 50 ms of the rate
-            keys = await made[0].store._client.keys("*")
-    assert keys == [b"{tests}:workers"]
+            end = time.monotonic() + 60
+            while (keys := await made[0].store._client.keys("*")) != [b"{tests}:workers"]:
+                assert time.monotonic() < end, keys
+                await asyncio.sleep(0.1)  # 100 calls are 50 ms of the rate
 
 
 async def test_the_password_is_read_from_its_file(tmp_path: Path) -> None:
@@ -196,5 +209,4 @@ async def test_the_password_is_read_from_its_file(tmp_path: Path) -> None:
         async with gateways(store.url, 1, str(file)) as made:
             await until_well(made)
         async with gateways(store.url, 1) as made:
-            await asyncio.sleep(0.2)
-            assert made[0].shared.is_away
+            await until(lambda: made[0].shared.is_away)

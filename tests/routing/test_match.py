@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from slowness import slowness
 
 from gateway.routing import AnyOf, Condition, Exact, Key, Prefix, Present, Regex, Rule, as_text
 from gateway.routing.match import MAX_REGEX_TEXT, Test
@@ -121,7 +122,7 @@ def test_no_value_takes_a_regular_expression_long(pattern: str) -> None:
     began = time.process_time()
     for value in ("a" * 45 + "!", "a" * (MAX_REGEX_TEXT - 1) + "!", "a " * (MAX_REGEX_TEXT // 2)):
         regex.holds(value)
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - began < 0.5 * slowness()
 
 
 @pytest.mark.parametrize("pattern", ["(?=a)b", r"(a)\1", "a)(b", "(", "[", "(((a{1,100}){1,100}){1,100}){1,100}"])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 from h2_peers import ServerUnderTest, message
+from slowness import slowness
 
 from gateway.http2.limits import Bucket, KiB, Limits
 from gateway.rpc.server import ServerCall
@@ -314,7 +315,7 @@ def test_one_turn_full_of_pings_costs_less_than_a_stall(replies: str) -> None:
             attacker.server.read()
         took.append(time.thread_time() - started)
         assert attacker.cut
-    assert min(took) < 0.05
+    assert min(took) < 0.05 * slowness()
 
 
 @pytest.mark.parametrize(
@@ -368,7 +369,7 @@ def test_an_hpack_bomb_is_cut_at_once() -> None:
     attacker.send(frame(HEADERS, END_HEADERS, attacker.next(), HEAD + entry))
     started = time.thread_time()
     attacker.send(frame(HEADERS, END_HEADERS, attacker.next(), HEAD + b"\xbe" * 16_000))
-    assert time.thread_time() - started < 0.05
+    assert time.thread_time() - started < 0.05 * slowness()
     assert attacker.cut
     assert len(attacker.server.calls) == 1
 

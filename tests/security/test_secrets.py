@@ -420,7 +420,7 @@ async def test_no_credential_of_access_comes_out_whoever_shows_it_and_wherever_i
         tokens.append(setting.token() + "x")
         arguments = ("serve", "--config", str(setting.file), "--log-level", "debug")
         async with command(*arguments, folder=out, environ=setting.environ) as running:
-            await running.until_said("admin on", within=90)
+            await running.until_said("admin on")
             _, admin = await running.until_serving()
             await until_readyz(admin, True, within=120)
             await until(lambda: "the store of quotas is away" in running.errors, 120, "the store of quotas")

@@ -95,7 +95,7 @@ def serving(config: Path) -> Iterator[str]:
     )
     assert process.stdout
     try:
-        said, until = b"", time.monotonic() + 50
+        said, until = b"", time.monotonic() + 120
         while not (found := re.search(rb"serving gRPC on (\S+),", said)):
             assert select.select([process.stdout], [], [], until - time.monotonic())[0], said.decode()
             piece = os.read(process.stdout.fileno(), 65_536)
@@ -103,7 +103,7 @@ def serving(config: Path) -> Iterator[str]:
             said += piece
         yield found[1].decode()
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
@@ -117,10 +117,10 @@ def test_a_call_is_served_from_its_upstream(config: Path) -> None:
         with serving(config) as address, grpc.insecure_channel(address) as channel:
             infer = channel.unary_unary(INFER.decode())
             for size in (0, 5, 1_000_000):
-                answer = infer(infer_request("public", str(size)), wait_for_ready=True, timeout=30)
+                answer = infer(infer_request("public", str(size)), wait_for_ready=True, timeout=60)
                 assert answer.endswith(bytes(size))
                 assert len(answer) >= len(infer_response("m", str(size), size))
             with pytest.raises(grpc.RpcError) as caught:
-                infer(infer_request("nobody"), timeout=30)
+                infer(infer_request("nobody"), timeout=60)
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert triton.executions == 3

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from slowness import slowness
 
 from gateway.steps import StepError
 from gateway.steps.language import TextFeatures, TextFeaturesParams, normalise
@@ -89,7 +90,7 @@ def test_a_text_of_nothing_but_marks_costs_no_more_than_another(marks: str) -> N
     data = f"a{marks * (1 << 19)}".encode()[: 1 << 20]
     began = time.thread_time()
     made = normalise(data)
-    assert time.thread_time() - began < 2
+    assert time.thread_time() - began < 2 * slowness()
     assert 0 < len(made) <= 3 * len(data)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+from command_line import free_address
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
@@ -27,9 +27,7 @@ class Postgres:
         self._user = None if os.getuid() else _somebody()  # it refuses to run as root
         if self._user is not None:
             os.chown(self._home, pwd.getpwnam(self._user).pw_uid, -1)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = int(free_address().rpartition(":")[2])  # which nobody takes while it is stopped
         self._run("initdb", "--auth=trust", "--username=gateway", "--no-sync", "-D", str(self._data))
         self.start()
 
@@ -45,7 +43,7 @@ class Postgres:
             cwd=self._home,
             stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
-            timeout=60,
+            timeout=200,
         )
 
     @property
@@ -82,9 +80,7 @@ class Postgres:
     def standby(self) -> Iterator[str]:
         """The URL of a server that follows this one, and can only be read."""
         copy = str(self._home / "standby")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_address().rpartition(":")[2]
         self._run(
             "pg_basebackup", "-h", "127.0.0.1", "-p", str(self.port), "-U", "gateway", "-D", copy, "-R", "-c", "fast"
         )

@@ -147,7 +147,7 @@ async def moved(channel: grpc.aio.Channel, arms: Mapping[str, str]) -> list[str]
 
 async def until_written(url: str) -> None:
     """Until the store has what has come, and has had it for a moment."""
-    seen, end = -1, time.monotonic() + 30
+    seen, end = -1, time.monotonic() + 60
     while seen != (seen := len((await asyncio.to_thread(stored, url))[0])) or seen < 200:
         assert time.monotonic() < end, seen
         await asyncio.sleep(1.5)

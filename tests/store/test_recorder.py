@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from postgres import Postgres
+from slowness import slowness
 
 from gateway.forwarding.exposures import Tally
 from gateway.store import ExposureRow, MeasuredRow, OutcomeRow, Recorder, Stop, StoreSettings
@@ -22,11 +23,11 @@ def recorder(url: str, queue: int = 1000, **callbacks: Callable[..., None]) -> I
     made = Recorder(StoreSettings(url, KEY, queue=queue), **callbacks)  # type: ignore[arg-type]
     made.start()
     yield made
-    made.stop(10.0)
+    made.stop(60.0)
 
 
 def until(holds: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < end, what
         time.sleep(0.01)
@@ -147,4 +148,4 @@ def test_five_thousand_records_a_second_need_less_than_a_core(url: str) -> None:
     thread = threading.Thread(target=write)
     thread.start()
     thread.join()
-    assert cpu[0] < 2.0
+    assert cpu[0] < 2.0 * slowness()

@@ -64,10 +64,11 @@ def test_of_many_who_write_at_once_one_does(stores: Stores, url: str) -> None:
 
 def test_one_worker_has_the_lease_until_it_expires_and_without_it_none_decides(stores: Stores) -> None:
     one, other = stores
-    assert look(one, "a", 0.5).led == {"int8"}
+    assert look(one, "a").led == {"int8"}
     assert look(other, "b").led == frozenset()
     assert not other.decide(PLAN, FIRST, "b")
-    time.sleep(0.6)
+    with one.transaction() as connection:  # as if half a minute had passed
+        connection.execute(text("UPDATE rollout_lease SET until = until - 30"))
     assert look(other, "b").led == {"int8"}
     assert look(one, "a").led == frozenset()
     assert not one.decide(PLAN, FIRST, "a")  # a leader that slept
@@ -127,8 +128,8 @@ def test_nobody_leads_a_rollout_that_has_ended(stores: Stores) -> None:
 
 
 def test_the_time_is_the_databases(stores: Stores) -> None:
-    assert abs(look(stores[0], "a").now - time.time()) < 2.0
-    assert stores[1].now() == pytest.approx(time.time(), abs=2.0)
+    assert abs(look(stores[0], "a").now - time.time()) < 60.0
+    assert stores[1].now() == pytest.approx(time.time(), abs=60.0)
 
 
 def test_a_name_that_was_used_for_other_variants_is_told_apart(stores: Stores) -> None:

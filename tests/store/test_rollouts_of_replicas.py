@@ -14,7 +14,7 @@ from traffic import http, write
 
 from gateway.cli import main
 
-LOOKS = 30.0  # seconds in which processes that share two cores are waited for
+LOOKS = 60.0  # seconds in which processes that share two cores are waited for
 
 
 async def rollout_at(replica: Replica) -> dict[str, Any]:

@@ -78,7 +78,7 @@ async def test_candidates_come_in_the_order_of_their_likeness(
 ) -> None:
     random = np.random.default_rng(count)
     history, candidates = random.integers(3, ITEMS, 17).tolist(), random.permutation(ITEMS)[:count].tolist()
-    answer = await stub.Rank(asked(model, history, candidates), timeout=30)
+    answer = await stub.Rank(asked(model, history, candidates), timeout=60)
     told = dict(zip(candidates, scores_of(source, history, candidates), strict=True))
     scores = [item.score for item in answer.items]
     assert len(answer.items) == (count if model == "recommendations-all" else min(count, ranking.BEST))
@@ -90,14 +90,14 @@ async def test_candidates_come_in_the_order_of_their_likeness(
 
 async def test_both_ways_choose_the_same_and_a_caller_may_want_fewer(stub: Any) -> None:
     history, candidates = [5, 900, 17_000], list(range(3, 5_000))
-    best = [(await stub.Rank(asked(model, history, candidates, 10), timeout=30)).items for model in WAYS]
+    best = [(await stub.Rank(asked(model, history, candidates, 10), timeout=60)).items for model in WAYS]
     assert list(best[0]) == list(best[1])
     assert len(best[0]) == 10
 
 
 async def test_of_equal_candidates_the_one_named_first_comes_first(stub: Any) -> None:
     for model in WAYS:
-        answer = await stub.Rank(asked(model, [5], [700, 7, 700, 7]), timeout=30)
+        answer = await stub.Rank(asked(model, [5], [700, 7, 700, 7]), timeout=60)
         places = [item.item for item in answer.items]
         assert places in ([7, 7, 700, 700], [700, 700, 7, 7])
 
@@ -119,7 +119,7 @@ async def test_what_cannot_be_ranked_is_refused_and_says_why(
     stub: Any, history: Any, candidates: Any, wrong: str
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Rank(asked("recommendations", history, candidates), timeout=30)
+        await stub.Rank(asked("recommendations", history, candidates), timeout=60)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert wrong in caught.value.details()
 
@@ -134,7 +134,7 @@ async def test_what_cannot_be_ranked_is_refused_and_says_why(
 )
 async def test_a_model_that_ranks_nothing_is_refused(stub: Any, model: str, code: grpc.StatusCode, wrong: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Rank(asked(model, [1], [2]), timeout=30)
+        await stub.Rank(asked(model, [1], [2]), timeout=60)
     assert caught.value.code() is code
     assert wrong in caught.value.details()
 
@@ -159,7 +159,7 @@ async def test_callers_of_an_endpoint_that_dies_get_their_own_order_from_the_oth
 
             async def rank(number: int) -> str:
                 candidates = list(range(100 * number + 3, 100 * number + 53))
-                answer = await stub.Rank(asked(WAYS[number % 2], [5 + number], candidates), timeout=30)
+                answer = await stub.Rank(asked(WAYS[number % 2], [5 + number], candidates), timeout=60)
                 told = sorted(scores_of(source, [5 + number], candidates).tolist(), reverse=True)
                 assert {item.item for item in answer.items} <= set(candidates)
                 assert np.allclose([item.score for item in answer.items], told[: len(answer.items)], atol=2e-3)
@@ -173,7 +173,7 @@ async def test_callers_of_an_endpoint_that_dies_get_their_own_order_from_the_oth
                 return await rank(caller)
 
             async def kill_in_the_midst() -> None:
-                await wait_until(lambda: fragile.grpc_address in answered_by and len(answered_by) >= 40, 60)
+                await wait_until(lambda: fragile.grpc_address in answered_by and len(answered_by) >= 40)
                 await fragile.kill()
 
             death = asyncio.ensure_future(kill_in_the_midst())

@@ -25,7 +25,7 @@ from gateway.v1 import text_pb2, text_pb2_grpc
 MODELS = ("cn2en", "cn2en_stream", "arabic_names", "arabic_names_stream")
 SLOW = "cn2en_slow"
 """`cn2en_stream` with a pause after each word, to look at what is under way."""
-PAUSE_MS = 60
+PAUSE_MS = 200
 
 ANSWERS = json.loads((CHECKOUT / "tests/data/golden_translate.json").read_text("utf-8"))
 WAYS = {"cn2en": "chinese-to-english", "arabic-name-romanizer": "latin-names"}
@@ -82,7 +82,7 @@ def asked(model: str, text: str) -> Any:
 
 async def collect(stub: Any, model: str, text: str) -> tuple[list[str], Any]:
     """The pieces, and the end."""
-    messages = [message async for message in stub.TranslateStream(asked(model, text), timeout=20)]
+    messages = [message async for message in stub.TranslateStream(asked(model, text), timeout=60)]
     assert [message.WhichOneof("part") for message in messages] == ["piece"] * (len(messages) - 1) + ["end"]
     return [message.piece for message in messages[:-1]], messages[-1].end
 
@@ -98,7 +98,7 @@ def words_decoded(triton: LocalTriton, model: str) -> int:
 
 @pytest.mark.parametrize(("model", "text", "answer"), CASES)
 async def test_both_ways_give_the_package_s_own_answer(stub: Any, model: str, text: str, answer: str) -> None:
-    whole = await stub.Translate(asked(model, text), timeout=20)
+    whole = await stub.Translate(asked(model, text), timeout=60)
     pieces, end = await collect(stub, f"{model}-live", text)
     assert (whole.text, whole.complete) == (answer, True)
     assert ("".join(pieces), end.complete) == (answer, True)
@@ -118,7 +118,7 @@ async def test_a_pipeline_streams_its_answer_as_one_piece(stub: Any) -> None:
 
 async def test_words_that_the_model_does_not_know_are_named(stub: Any) -> None:
     text = "你会说英语龘吗？"
-    whole = await stub.Translate(asked("chinese-to-english", text), timeout=20)
+    whole = await stub.Translate(asked("chinese-to-english", text), timeout=60)
     pieces, end = await collect(stub, "chinese-to-english-live", text)
     assert whole.unknown == end.unknown == ["龘"]
     assert whole.text == "".join(pieces) == "do you speak english ?"
@@ -129,7 +129,7 @@ async def test_a_long_text_keeps_no_other_caller_waiting(stub: Any) -> None:
     order = []
 
     async def follow(name: str) -> None:
-        async for message in stub.TranslateStream(asked("slow", LONG), timeout=20):
+        async for message in stub.TranslateStream(asked("slow", LONG), timeout=60):
             order.append(name if message.piece else "")
 
     await asyncio.gather(follow("a"), follow("b"))
@@ -192,7 +192,7 @@ async def test_translate_refuses_a_model_that_it_cannot_ask(
     stub: Any, model: str, code: grpc.StatusCode, wrong: str
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Translate(asked(model, LONG), timeout=20)
+        await stub.Translate(asked(model, LONG), timeout=60)
     assert caught.value.code() is code
     assert wrong in caught.value.details()
 
@@ -209,7 +209,7 @@ async def test_an_endpoint_that_dies_in_mid_stream_ends_it_with_an_error(reposit
             gateway_of(load(write_config(tmp_path, repository, server.grpc_address), {})) as running,
             grpc.aio.insecure_channel(running.listen) as channel,
         ):
-            call = text_pb2_grpc.TextServiceStub(channel).TranslateStream(asked("slow", LONG), timeout=20)
+            call = text_pb2_grpc.TextServiceStub(channel).TranslateStream(asked("slow", LONG), timeout=60)
             messages = aiter(call)
             assert (await anext(messages)).piece == "do"
             await server.kill()

@@ -72,7 +72,7 @@ def write_config(file: Path, *tritons: str) -> Path:
 
 
 async def converse(channel: Any) -> list[Any]:
-    call = speech_pb2_grpc.SpeechServiceStub(channel).Converse(timeout=30)
+    call = speech_pb2_grpc.SpeechServiceStub(channel).Converse(timeout=60)
     for message in [config(), *pieces(SILENCE, 1_000_000)]:  # nothing is written once the error may have come
         await call.write(message)
     return [await call.read()]

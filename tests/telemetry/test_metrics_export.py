@@ -70,7 +70,7 @@ async def test_every_number_of_the_registry_is_sent(received, call, fallen_back)
 async def test_it_is_sent_again_and_again(received, monkeypatch):
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "50")
     async with MetricsExport(Metrics(MetricsSettings()).scrape.collect, os.environ, ""):
-        for _ in range(100):
+        for _ in range(1200):
             if len(received) >= 2:
                 break
             await asyncio.sleep(0.05)
@@ -85,7 +85,7 @@ async def test_a_collector_that_is_gone_holds_up_nobody(monkeypatch, caplog):
         async with MetricsExport(Metrics(MetricsSettings()).scrape.collect, os.environ, ""):
             pass
 
-    await asyncio.wait_for(run(), 15)
+    await asyncio.wait_for(run(), 45)
     assert "metrics could not be exported" in caplog.text
 
 

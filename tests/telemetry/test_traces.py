@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
@@ -75,8 +76,17 @@ async def receiver():
         yield receiver
 
 
+PATIENT = f"""#!{sys.executable}
+import sys
+from gateway.telemetry import span_exporter
+span_exporter._LAST_SECONDS = 50.0
+span_exporter.main(*sys.argv[3:])
+"""
+"""Stands for Python, and runs `-m gateway.telemetry.span_exporter VERSION LEVEL`."""
+
+
 @pytest.fixture
-def environment(monkeypatch, receiver):
+def environment(monkeypatch, receiver, tmp_path):
     """Sets OTEL_* variables, the receiver's endpoint and a sampler of all among them, and nothing else of that name."""
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
@@ -87,8 +97,12 @@ def environment(monkeypatch, receiver):
             monkeypatch.setenv(name, value)
 
     set_variables()
-    # At its end the gateway waits a moment for the last spans, and not for a busy machine.
+    # At its end the gateway waits a moment for the last spans, and not for a busy machine; so does who exports them.
     monkeypatch.setattr(span_pipe, "_LAST_SECONDS", 60.0)
+    patient = tmp_path / "patient"
+    patient.write_text(PATIENT)
+    patient.chmod(0o755)
+    monkeypatch.setattr(span_pipe, "sys", SimpleNamespace(executable=str(patient)))
     return set_variables
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 from aio_channel import WireChannel, start_unary
+from command_line import free_address
 from grpc_peers import Service, grpcio_server, path, wire_server
 
 from gateway.http2.frames import ErrorCode
@@ -29,14 +30,15 @@ UNARY = path("Unary")
 QUICK = ChannelOptions(backoff_first=0.02, backoff_most=0.1, connect_seconds=0.5)
 
 
+HANG = 60.0  # seconds that nothing takes which goes on at all
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return int(free_address().rpartition(":")[2])
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
+    for _ in range(12_000):
         if condition():
             return
         await asyncio.sleep(0.005)
@@ -78,15 +80,13 @@ async def test_a_channel_keeps_its_number_of_connections_and_spreads_calls() -> 
 
 
 async def test_an_unreachable_target_fails_at_once_and_says_so() -> None:
-    async with WireChannel(f"127.0.0.1:{free_port()}", QUICK) as channel:
+    async with WireChannel(f"127.0.0.1:{free_port()}", ChannelOptions(backoff_first=3600.0)) as channel:
         error = await _error(channel)
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert "Failed to connect" in str(error.details())
         assert channel.state is State.TRANSIENT_FAILURE
-        started = asyncio.get_running_loop().time()
-        for _ in range(20):
-            assert await call_code(channel, timeout=5) is grpc.StatusCode.UNAVAILABLE
-        assert asyncio.get_running_loop().time() - started < 4
+        for _ in range(20):  # those that waited for the next attempt would have no time left
+            assert await call_code(channel, timeout=HANG) is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_attempts_on_a_dead_target_back_off() -> None:
@@ -102,12 +102,15 @@ async def test_attempts_on_a_dead_target_back_off() -> None:
     options = ChannelOptions(backoff_first=0.05, backoff_factor=2.0, backoff_most=0.4)
     async with WireChannel(f"127.0.0.1:{port}", options) as channel:
         channel.connect()
-        await asyncio.sleep(1.5)
+
+        def gaps() -> list[float]:
+            return [after - before for before, after in pairwise(dialled)]
+
+        # The pauses stop growing at 0.4 s: the tenth would be 25 s. A busy machine makes some of them longer.
+        await until(lambda: any(gap < 2.0 for gap in gaps()[9:]))
     server.close()
-    gaps = [dialled[number + 1] - dialled[number] for number in range(len(dialled) - 1)]
-    for gap, expected in zip(gaps, [0.05, 0.1, 0.2, 0.4, 0.4], strict=False):
-        assert 0.8 * expected <= gap <= 1.2 * expected + 0.1
-    assert 4 <= len(dialled) <= 8
+    for gap, expected in zip(gaps(), [0.05, 0.1, 0.2, *[0.4] * 100], strict=False):
+        assert gap >= 0.79 * expected
 
 
 @pytest.mark.parametrize("kind", ["silent", "http1", "garbage"])
@@ -132,7 +135,7 @@ async def test_wait_for_ready_waits_until_the_server_is_there() -> None:
         waiting = asyncio.create_task(call_code(channel, wait_for_ready=True))
         await asyncio.sleep(0.1)
         async with grpcio_server(Service(), port):
-            assert await asyncio.wait_for(waiting, 3) is grpc.StatusCode.OK
+            assert await asyncio.wait_for(waiting, HANG) is grpc.StatusCode.OK
 
 
 async def test_a_waiting_call_can_expire_or_be_cancelled() -> None:
@@ -150,7 +153,7 @@ async def test_a_restarted_server_is_found_again() -> None:
     async with WireChannel(f"127.0.0.1:{port}", QUICK) as channel:
         for _ in range(3):
             async with grpcio_server(Service(), port):
-                assert await asyncio.wait_for(call_code(channel, wait_for_ready=True), 3) is grpc.StatusCode.OK
+                assert await asyncio.wait_for(call_code(channel, wait_for_ready=True), HANG) is grpc.StatusCode.OK
             assert await call_code(channel) is grpc.StatusCode.UNAVAILABLE
 
 
@@ -194,7 +197,7 @@ async def test_a_connection_that_dies_ends_its_calls_and_is_replaced() -> None:
             edge.transport.abort()
         with pytest.raises(grpc.aio.AioRpcError, match="Connection lost"):
             await call
-        assert await asyncio.wait_for(call_code(channel, wait_for_ready=True), 2) is grpc.StatusCode.OK
+        assert await asyncio.wait_for(call_code(channel, wait_for_ready=True), HANG) is grpc.StatusCode.OK
 
 
 async def test_a_call_that_was_refused_goes_out_once_more_by_itself() -> None:
@@ -298,8 +301,7 @@ async def test_calls_wait_for_room_on_a_connection_and_their_number_is_bounded()
         calls = [channel.unary_unary(UNARY)(b"sleep") for _ in range(5)]
         await service.started.wait()
         calls += [channel.unary_unary(UNARY)(b"sleep") for _ in range(100)]
-        await asyncio.sleep(0.05)
-        assert service.running == 100
+        await until(lambda: service.running == 100)
         assert channel.calls == 105
         assert await call_code(channel) is grpc.StatusCode.RESOURCE_EXHAUSTED
         calls[0].cancel()
@@ -315,7 +317,7 @@ async def test_a_target_that_was_dead_for_days_is_still_tried() -> None:
         channel._failures = 1_000_000
         await asyncio.sleep(0.3)
         async with grpcio_server(Service(), port):
-            assert await asyncio.wait_for(call_code(channel, wait_for_ready=True), 3) is grpc.StatusCode.OK
+            assert await asyncio.wait_for(call_code(channel, wait_for_ready=True), HANG) is grpc.StatusCode.OK
 
 
 async def test_a_server_that_leaves_as_soon_as_it_is_reached_is_unavailable_and_not_hammered() -> None:
@@ -383,7 +385,7 @@ async def test_closing_ends_what_runs_and_what_comes_later() -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="The channel is closed"):
             await call
         assert await call_code(channel) is grpc.StatusCode.UNAVAILABLE
-        await asyncio.wait_for(service.cancelled.wait(), 2)
+        await asyncio.wait_for(service.cancelled.wait(), HANG)
         assert channel.state is State.SHUTDOWN
 
 
@@ -393,9 +395,9 @@ async def test_states_are_reported_in_order() -> None:
     async with WireChannel(f"127.0.0.1:{port}", QUICK) as channel:
         channel.on_state = states.append
         channel.connect()
-        await asyncio.sleep(0.1)
+        await until(lambda: State.TRANSIENT_FAILURE in states)
         async with grpcio_server(Service(), port):
-            await asyncio.wait_for(channel.channel_ready(), 3)
+            await asyncio.wait_for(channel.channel_ready(), HANG)
     assert states[:3] == [State.CONNECTING, State.TRANSIENT_FAILURE, State.READY]
     assert states[-1] is State.SHUTDOWN
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -20,7 +21,7 @@ from certificates import Authority, read
 from frames import connect, data, u32
 from grpc_peers import SERVICE, Service, handlers, path, wire_server
 from processes import head, request
-from traffic import until
+from traffic import HANG, until
 
 from gateway.http2.frames import frame
 from gateway.http2.hpack import NeverIndexed
@@ -100,10 +101,10 @@ async def test_stopping_with_grace_lets_calls_end_and_refuses_new_ones() -> None
     ):
         unary = channel.unary_unary(FAST)
         running = [unary(b"%d" % number) for number in range(10)]
-        await asyncio.sleep(0.1)
-        stopping = asyncio.create_task(server.stop(5))
+        await until(lambda: server.calls == 10, HANG, "all are here")
+        stopping = asyncio.create_task(server.stop(HANG))
         assert await asyncio.gather(*running) == [b"%d" % number for number in range(10)]
-        await asyncio.wait_for(stopping, 2)
+        await asyncio.wait_for(stopping, HANG)
         assert server.connections == 0
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await unary(b"new", timeout=1)
@@ -115,7 +116,7 @@ async def test_stopping_cuts_what_outlasts_the_grace() -> None:
     async with wire_server(service) as (server, address), grpc.aio.insecure_channel(address) as channel:
         call = channel.unary_unary(path("Unary"))(b"sleep")
         await service.started.wait()
-        await asyncio.wait_for(server.stop(0.1), 3)
+        await asyncio.wait_for(server.stop(0.1), HANG)
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await call
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -129,30 +130,42 @@ async def test_connections_leave_at_their_age_and_no_call_fails() -> None:
     ):
         unary = channel.unary_unary(path("Unary"))
         peers = set[Any]()
-        until = asyncio.get_running_loop().time() + 2
-        while asyncio.get_running_loop().time() < until:
+        give_up = asyncio.get_running_loop().time() + HANG
+        while len(peers) < 4:
+            assert asyncio.get_running_loop().time() < give_up
             assert await unary(b"x") == b"x"
             peers |= {edge.wire.peer for edge in server._edges}
             await asyncio.sleep(0.005)
-        assert len(peers) >= 2
 
 
 async def test_connections_that_came_together_leave_one_by_one() -> None:
-    """Or all their clients would connect anew in one instant."""
+    """Or all their clients would connect anew in one instant.
+
+    A machine that is busy at that moment makes them one crowd all the same, so it is tried again.
+    """
+    found = []
+    for _ in range(3):
+        found.append(await instants_of_leaving())
+        if len(found[-1]) >= 6:
+            return
+    raise AssertionError(found)
+
+
+async def instants_of_leaving() -> Counter[int]:
+    """When how many of sixty connections leave, in instants of 50 ms: twelve of them are within the age ± 10 %."""
     left: list[float] = []
     async with wire_server(Service(), limits=Limits(age_seconds=3.0)) as (server, address):
         with contextlib.ExitStack() as exits:
             for _ in range(60):
                 exits.enter_context(connect(int(address.rpartition(":")[2])))
-            await until(lambda: server.connections == 60, 5, "all are connected")
+            await until(lambda: server.connections == 60, HANG, "all are connected")
             going = set(server._edges)
             while going:
                 gone = {edge for edge in going if edge.wire.draining}
                 left += [asyncio.get_running_loop().time()] * len(gone)
                 going -= gone
                 await asyncio.sleep(0.005)
-    instants = Counter(int(20 * at) for at in left)  # of 50 ms: twelve of them are within the age ± 10 %
-    assert len(instants) >= 6, instants
+    return Counter(int(20 * at) for at in left)
 
 
 async def test_connections_beyond_the_limit_are_refused_and_the_others_serve() -> None:
@@ -179,7 +192,7 @@ async def test_a_server_closed_to_new_connections_serves_those_that_it_has_and_o
         assert await first.unary_unary(path("Unary"))(b"1") == b"1"
         server.is_closed_to_new = True
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"no more connections")
+        assert (await asyncio.wait_for(reader.read(), HANG)).endswith(b"no more connections")
         writer.close()
         assert await first.unary_unary(path("Unary"))(b"2") == b"2"
         server.is_closed_to_new = False
@@ -237,7 +250,7 @@ async def test_who_holds_connections_for_health_gives_way_to_who_asks() -> None:
                 exits.enter_context(connect(port))
             async with grpc.aio.insecure_channel(address) as channel:
                 assert await channel.unary_unary(HEALTH)(b"well?") == b"well?"
-            await until(lambda: server.connections <= MOST_NARROW, 5, "the older ones are closed")
+            await until(lambda: server.connections <= MOST_NARROW, HANG, "the older ones are closed")
             assert refused == ["memory"] * (3 * MOST_NARROW + 1)
 
 
@@ -264,7 +277,7 @@ async def test_the_connection_that_holds_the_most_is_reset_and_those_that_hold_l
                 for _ in range(0, size, 16_384):
                     await asyncio.to_thread(peer.send, data(1, bytes(16_384)))
             for peer, held in ((large, 4 << 20), (small, 2 << 20)):
-                await until(lambda held=held: max(e.wire.weight for e in server._edges) >= held, 10, "what was sent")
+                await until(lambda held=held: max(e.wire.weight for e in server._edges) >= held, HANG, "what was sent")
                 found = server.reset_heaviest()
                 assert found is not None
                 assert held <= found[1] < held + 100_000
@@ -279,7 +292,7 @@ async def test_an_http1_client_is_closed_and_nobody_else() -> None:
     async with wire_server(Service()) as (_, address):
         reader, writer = await asyncio.open_connection(*address.split(":"))
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        await asyncio.wait_for(reader.read(), 2)
+        await asyncio.wait_for(reader.read(), HANG)
         writer.close()
         async with grpc.aio.insecure_channel(address) as channel:
             assert await channel.unary_unary(path("Unary"))(b"x") == b"x"
@@ -371,7 +384,7 @@ async def test_tls_without_h2_is_closed(tmp_path: Path) -> None:
         context = ssl.create_default_context(cafile=files.ca)
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-        assert await asyncio.wait_for(reader.read(), 2) == b""
+        assert await asyncio.wait_for(reader.read(), HANG) == b""
         writer.close()
 
 
@@ -415,17 +428,15 @@ async def test_connections_in_their_tls_handshake_count_and_those_beyond_the_lim
     server, address, context = await tls_server(
         tmp_path, max_connections=3, refused=refused.append, limits=Limits(handshake_seconds=0.5)
     )
-    halves = [await asyncio.open_connection(*address.split(":")) for _ in range(3)]
-    for _, writer in halves:
-        writer.write(CLIENT_HELLO)
-    late, writer = await asyncio.open_connection(*address.split(":"))
-    assert await asyncio.wait_for(late.read(), 5) == b""
-    writer.close()
-    assert refused == ["max_connections"]
-    for reader, writer in halves:  # they are cut for their slowness
-        with contextlib.suppress(ConnectionResetError):
-            await asyncio.wait_for(reader.read(), 5)
-        writer.close()
+    with contextlib.ExitStack() as exits:  # the loop does not turn meanwhile, so that they all come at once
+        *halves, late = [exits.enter_context(socket.create_connection(address.split(":"))) for _ in range(4)]
+        for half in halves:
+            half.sendall(CLIENT_HELLO)
+        assert await asyncio.to_thread(late.recv, 1) == b""
+        assert refused == ["max_connections"]
+        for half in halves:  # they are cut for their slowness
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.to_thread(half.recv, 1) == b""
     async with WireChannel(address, ChannelOptions(tls=context, connections=1)) as channel:
         assert await channel.unary_unary(path("Unary"))(b"1") == b"1"
     await server.stop()
@@ -447,7 +458,7 @@ async def test_a_tls_connection_whose_descriptor_is_reserved_is_refused(tmp_path
     refused: list[str] = []
     server, address, _ = await tls_server(tmp_path, descriptors=3, refused=refused.append)
     reader, writer = await asyncio.open_connection(*address.split(":"))
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), HANG) == b""
     writer.close()
     await server.stop()
     assert refused == ["descriptors"]
@@ -461,5 +472,5 @@ async def test_a_server_that_stops_ends_handshakes(tmp_path: Path) -> None:
         await asyncio.sleep(0.001)
     await server.stop()
     with contextlib.suppress(ConnectionResetError):
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert await asyncio.wait_for(reader.read(), HANG) == b""
     writer.close()

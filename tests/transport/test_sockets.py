@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from aio_channel import WireChannel
+from traffic import HANG
 
 from gateway.admin import Admin
 from gateway.api.listener import CannotServe
@@ -48,7 +49,7 @@ async def test_every_ipv6_address_is_every_ipv4_address_too(client: str) -> None
     try:
         async with grpc.aio.insecure_channel(f"{client}:{port}") as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await channel.unary_unary("/no/such")(b"", timeout=5)
+                await channel.unary_unary("/no/such")(b"", timeout=HANG)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     finally:
         await server.stop()
@@ -69,7 +70,7 @@ async def test_a_caller_by_ipv4_is_shown_as_one() -> None:
     try:
         for client in ("127.0.0.1", "[::1]"):
             async with WireChannel(f"{client}:{port}") as channel:
-                await channel.unary_unary("/t/Note")(b"", timeout=5)
+                await channel.unary_unary("/t/Note")(b"", timeout=HANG)
     finally:
         await server.stop()
     assert [peer.rpartition(":")[0] for peer in peers] == ["ipv4:127.0.0.1", "ipv6:[::1]"]
@@ -156,16 +157,16 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 async def test_a_name_whose_first_address_swallows_packets_connects_by_the_next(
     hole: int, resolve: Callable[..., None]
 ) -> None:
-    """The first attempt, so that it does not take the five seconds that a connection may take."""
+    """The first attempt, so that it does not take the time that a connection may take."""
     resolve("127.0.0.2", "127.0.0.1")
     server = WireServer()
     server.listen(f"127.0.0.1:{hole}")
     await server.start()
-    channel = WireChannel(f"several.test:{hole}", ChannelOptions(connections=1))
+    channel = WireChannel(f"several.test:{hole}", ChannelOptions(connections=1, connect_seconds=3600.0))
     states: list[State] = []
     channel.on_state = states.append
     try:
-        await asyncio.wait_for(channel.channel_ready(), 10)
+        await asyncio.wait_for(channel.channel_ready(), HANG)
         assert states == [State.CONNECTING, State.READY]
     finally:
         await channel.close()
@@ -179,12 +180,12 @@ async def test_an_address_that_refuses_gives_way_at_once_and_the_last_failure_is
     with socket.create_server(("127.0.0.1", 0)) as good:
         port = good.getsockname()[1]
         resolve("127.0.0.3", "127.0.0.4", "127.0.0.1")
-        made = await asyncio.wait_for(connect("several.test", port), 10)
+        made = await asyncio.wait_for(connect("several.test", port), HANG)
         assert made.getpeername() == ("127.0.0.1", port)
         made.close()
         resolve("127.0.0.3", "127.0.0.4")
         with pytest.raises(ConnectionRefusedError):
-            await asyncio.wait_for(connect("several.test", port), 10)
+            await asyncio.wait_for(connect("several.test", port), HANG)
 
 
 async def test_whoever_gives_up_leaves_no_socket_behind(hole: int, resolve: Callable[..., None]) -> None:

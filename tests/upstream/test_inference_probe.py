@@ -64,7 +64,7 @@ class Tried:
             while not holds():  # noqa: ASYNC110  (the point is what nobody is told)
                 await asyncio.sleep(0.001)
 
-        await asyncio.wait_for(wait(), 5)
+        await asyncio.wait_for(wait(), 60)
 
     async def more(self, count: int) -> None:
         """So many more inferences have ended, and a probe after them."""

@@ -34,7 +34,7 @@ class Probed:
         self.told.append((endpoint.state, missing))
 
     async def until(self, is_so: Callable[[], bool]) -> None:
-        async with _within(5):
+        async with _within(60):
             while not is_so():  # noqa: ASYNC110  (no event tells of it: the point is what nobody is told)
                 await asyncio.sleep(0.001)
 
@@ -155,11 +155,12 @@ async def test_reasons_to_probe_are_no_storm() -> None:
         assert probed.prober is not None
         await probed.prober.wait_first()
         unclear = classify(Code.UNAVAILABLE, "the feature store is gone")
-        end = time.monotonic() + 0.55
-        while time.monotonic() < end:
+        began, seconds, asked = time.monotonic(), 0.0, 0
+        while seconds < 0.5 or asked < 2:
             probed.endpoint.failed(("m", ""), unclear, "the feature store is gone")
             await asyncio.sleep(0.001)
-        assert 2 <= probed.connection.asked.count("ServerLive") <= 7
+            seconds, asked = time.monotonic() - began, probed.connection.asked.count("ServerLive")
+        assert asked <= 2 + 10 * seconds
         assert probed.endpoint.state is State.READY
 
 

@@ -363,7 +363,10 @@ async def test_a_place_that_steps_of_a_failed_ensemble_may_read_is_free_after_a_
     kept.released(True)
     placed.drop()
     assert rig.memory.now().slots == 1
-    await asyncio.sleep(0.1)
+    for _ in range(6000):
+        if rig.memory.now().slots == 0:
+            break
+        await asyncio.sleep(0.01)
     assert rig.memory.now().slots == 0
     assert rig.memory.now().state == "in use"
 

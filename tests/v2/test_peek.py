@@ -14,6 +14,7 @@ import pytest
 from google.protobuf.message import DecodeError, Message
 from hypothesis import example, given
 from hypothesis import strategies as st
+from slowness import slowness
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BadRequest, GatewayError, MalformedMessage
@@ -261,7 +262,7 @@ def test_a_request_may_have_max_fields_and_no_more(count: int, field: bytes) -> 
             peek.peek_request(body)
     else:
         peek.rename_request(b"\x40\0" + body[2:], peek.peek_request(b"\x40\0" + body[2:]))
-    assert time.thread_time() - started < 1
+    assert time.thread_time() - started < 1 * slowness()
 
 
 @pytest.mark.parametrize("count", [peek.MAX_PARAMETERS, peek.MAX_PARAMETERS + 1], ids=["at", "above"])
@@ -294,7 +295,7 @@ def test_parameters_may_have_so_many_fields_and_no_more(made: Callable[[int], li
                 _ = head.parameters
         else:
             _ = head.parameters
-        assert time.thread_time() - started < 1
+        assert time.thread_time() - started < 1 * slowness()
 
 
 @pytest.mark.parametrize("count", [1, 100, 1000])
@@ -351,7 +352,7 @@ def test_a_peek_does_not_cost_more_for_a_large_tensor() -> None:
     request = pb.ModelInferRequest(model_name="m", raw_input_contents=[b"\1" * (16 << 20)])
     body = request.SerializeToString()
 
-    assert best_of(20, lambda: peek.peek_request(body)) < 50e-6
+    assert best_of(20, lambda: peek.peek_request(body)) < 50e-6 * slowness()
 
 
 def best_of(rounds: int, action: Callable[[], object]) -> float:
