@@ -28,10 +28,13 @@ from gateway.experiments.verdict import (
     decided,
     guarded,
     judged,
+    moment,
 )
 
 _DAY = 86_400.0
 _WEIGHTED: Final = "inverse propensity, asymptotic"
+_BETTING: Final = "betting (exact)"
+_CEASED: Final = 10.0  # units that would have had a report by now; by chance none has one in e^-10 of looks
 
 
 def looks(plan: Plan, units: Units, each: int) -> Iterator[Report]:
@@ -74,9 +77,10 @@ def analysed(plan: Plan, units: Units, at: float | None = None) -> Report:
         sample_ratio=ratio,
         seconds_left=seconds,
         units_left=left,
-        doubts=tuple(look.doubts(primary, ratio, guardrails)),
+        doubts=tuple(look.doubts(primary, ratio, guardrails, secondary)),
         advice=advised(answer, arm, guardrails, plan, None if seconds is None else seconds / _DAY),
         account=asdict(units.account),
+        since=look.since(),
         epochs=look.epochs(),
     )
 
@@ -181,6 +185,8 @@ class _Look:
         pair = self._of_pair(place)
         plan = self._plan
         share: float | Floats = plan.share(plan.order[place]) / plan.share(plan.baseline, plan.order[place])
+        if not reports.unit.size:
+            return _nothing((0, 0), _BETTING)  # a unit without a report is 0, unless nobody reports anything
         if spec.is_of_compared:
             # Who was not compared has agreed with nobody: with the reference away all would seem well.
             pair = pair & (np.bincount(reports.unit, minlength=self.count) > 0)
@@ -198,7 +204,7 @@ class _Look:
             found.relative_low,
             found.relative_high,
             found.log_e,
-            "betting (exact)",
+            _BETTING,
         )
 
     def values(self, spec: OutcomeSpec) -> Floats:
@@ -411,10 +417,19 @@ class _Look:
             left.append(max(0.0, needed - seen) * self.count / max(1, seen))
         return max(left) if left and math.isfinite(max(left)) else None
 
+    def since(self) -> float | None:
+        units = self._units
+        first = float(units.at[0]) if units.at.size else None
+        return first if units.forgotten_since is None else units.forgotten_since
+
     def doubts(
-        self, primary: tuple[Effect, ...], ratio: SampleRatio, guardrails: tuple[GuardrailState, ...]
+        self,
+        primary: tuple[Effect, ...],
+        ratio: SampleRatio,
+        guardrails: tuple[GuardrailState, ...],
+        secondary: tuple[Effect, ...],
     ) -> Iterator[str]:
-        plan, account = self._plan, self._units.account
+        plan = self._plan
         if ratio.is_mismatched:
             yield "units do not come to arms as planned, so the arms may differ in who is in them"
         winners = [effect.arm for effect in primary if effect.judgement is Judgement.BETTER]
@@ -428,34 +443,62 @@ class _Look:
                     f"too few units: {fewest} with '{effect.outcome}' in '{effect.baseline}' or '{effect.arm}'; "
                     f"{until} below {means.FIRST_LOOK}"
                 )
-            yield from self._silent(effect)
             yield from self._novelty(effect)
+        others = (*(each.effect for each in guardrails), *secondary)
+        for effect in {(each.outcome, each.arm): each for each in (*primary, *others)}.values():
+            yield from self._silent(effect)
         for each in guardrails:
             if min(each.effect.units, each.effect.baseline_units) == 0:
                 yield f"guardrail '{each.effect.outcome}' guards nothing: no reports of it in one of the arms"
-        if account.units_in_two_arms > max(2, account.units // 100):
-            yield f"{account.units_in_two_arms} units were seen in two arms, and are left out: assignment is not sticky"
-        lost = account.without_exposure
-        if lost > max(2, account.outcomes // 100):
-            yield f"{lost} of {account.outcomes} reports are of units without an exposure: exposures may be lost"
+        yield from self._ceased()
+        yield from self._left_out()
         span = float(self._units.at[self.count - 1] - self._units.at[0]) if self.count else 0.0
         if 0.0 < span < 7 * _DAY:
             yield f"less than a week of units ({span / _DAY:.1f} days): other days may have other users"
+        if plan.window is None:
+            yield from self._late()
+
+    def _left_out(self) -> Iterator[str]:
+        """Who is not in the data, where those who are may be others for it."""
+        account = self._units.account
+        few = max(2, account.units // 100)
+        if self._units.forgotten_since is not None:
+            since = moment(float(self._units.at[0]))
+            yield (
+                f"units of before {since} are forgotten (`store.retention`): the past, which may be of their time in "
+                "an arm, is not used, and error rates hold for that long and no longer"
+            )
+        if account.unknown_arms:
+            yield (
+                f"{account.unknown_arms} exposures are of arms that the plan does not have, and their units are left "
+                "out: the plan was changed while it ran, so that its arms have their units at other times"
+            )
+        elif account.units_in_two_arms > few:
+            yield f"{account.units_in_two_arms} units were seen in two arms, and are left out: assignment is not sticky"
+        if account.drawn_and_forced > few:
+            yield (
+                f"{account.drawn_and_forced} units had an arm, and a rule has sent them to one as well, so they are "
+                "left out: if that follows from what an arm does to them, those who remain are no longer alike"
+            )
+        if account.without_exposure > max(2, account.outcomes // 100):
+            yield (
+                f"{account.without_exposure} of {account.outcomes} reports are of units without an exposure: exposures "
+                "may be lost"
+            )
         if account.without_propensity:
             yield (
                 f"{account.without_propensity} exposures name no known epoch, so nobody knows their propensity: their "
                 "units are left out"
             )
-        if plan.window is None:
-            yield from self._late()
 
     def _silent(self, effect: Effect) -> Iterator[str]:
         """Reports that are missing more in one arm than in the other."""
         plan = self._plan
-        if effect.kind is Kind.BINARY:
+        spec = next(each for each in plan.outcomes if each.name == effect.outcome)
+        if spec.kind is Kind.BINARY or spec.is_of_compared:
             return
         if self._is_weighted:
-            yield from self._silent_of_bandit(effect)
+            yield from self._silent_of_bandit(spec, effect)
             return
         counts = np.array([effect.baseline_units, effect.units], np.float64)
         came = np.bincount(self._arm, minlength=len(plan.order)).astype(np.float64)
@@ -468,11 +511,11 @@ class _Look:
                     f"{counts[0] / came[0]:.1%} of '{effect.baseline}': who reports may differ between the arms"
                 )
 
-    def _silent_of_bandit(self, effect: Effect) -> Iterator[str]:
+    def _silent_of_bandit(self, spec: OutcomeSpec, effect: Effect) -> Iterator[str]:
         """The same of a bandit, whose arms have their units at other times."""
         plan = self._plan
         place, every = plan.order.index(effect.arm), np.ones(self.count, np.bool_)
-        is_told = np.isfinite(self.values(plan.primary)).astype(np.float64)
+        is_told = np.isfinite(self.values(spec)).astype(np.float64)
         if self.count and not is_told.all():
             rho2 = mixture.precision(plan.sample_ratio_alpha, plan.units)
             found = self._difference(is_told, every, place, plan.sample_ratio_alpha, rho2)
@@ -480,6 +523,23 @@ class _Look:
                 yield (
                     f"'{effect.outcome}' is reported for {found.treatment[-1]:.1%} of '{effect.arm}' and "
                     f"{found.baseline[-1]:.1%} of '{effect.baseline}', weighted: who reports may differ"
+                )
+
+    def _ceased(self) -> Iterator[str]:
+        """Reports that come no more, of outcomes of which a unit without one counts as 0."""
+        came = self._units.at[: self.count]
+        for spec in self._plan.outcomes:
+            is_zero = spec.kind is Kind.BINARY or spec.missing is Missing.ZERO
+            reports = self._reports(spec.name)
+            if spec.measure or not is_zero or not reports.at.size:
+                continue
+            last = float(reports.at.max())
+            before = int(np.searchsorted(came, last, side="right"))
+            since = came.size - before
+            if since * np.unique(reports.unit).size > _CEASED * before:
+                yield (
+                    f"no report of '{spec.name}' is of after {moment(last)}, and {since} units have come since, which "
+                    "count as 0: whatever reports it may have stopped"
                 )
 
     def _novelty(self, effect: Effect) -> Iterator[str]:
