@@ -195,8 +195,8 @@ class Store:
                 values_of = [dict(zip(names, key, strict=True), **exposed[key]) for key in sorted(exposed)]
                 connection.execute(self._earliest(), values_of)
                 first: dict[str, float] = {}
-                for each in values_of:
-                    first[each["experiment"]] = min(each["at"], first.get(each["experiment"], each["at"]))
+                for met in values_of:
+                    first[met["experiment"]] = min(met["at"], first.get(met["experiment"], met["at"]))
                 started = [{"experiment": name, "at": first[name]} for name in sorted(first)]
                 connection.execute(self.insert(schema.starts).on_conflict_do_nothing(), started)
             if asked:

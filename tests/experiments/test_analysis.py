@@ -11,7 +11,7 @@ from scipy import stats
 
 from gateway.experiments.analysis import means, mixture, proportions, quantiles, sample_ratio
 from gateway.experiments.analysis.experiment import analysed, looks
-from gateway.experiments.plan import Amount, Better, Guardrail, Kind, Missing, OutcomeSpec, Plan
+from gateway.experiments.plan import Amount, Better, Guardrail, Kind, Missing, OutcomeSpec, PerUnit, Plan
 from gateway.experiments.records import Exposure, Outcome
 from gateway.experiments.units import Units, join
 from gateway.experiments.verdict import Answer, Effect, Guard, Judgement, guarded
@@ -413,6 +413,25 @@ def test_a_report_says_since_when_how_and_without_whom() -> None:
     left_out = "1 repeated exposures, 1 forced units, 1 units in two arms, 1 reports of units that are left out"
     assert f"left out: {left_out}" in lines
     assert report.as_json()["since"] == 86_401.0
+
+
+def test_a_difference_of_what_few_units_have_is_covered_at_every_look() -> None:
+    """Of a hundred one buys, for amounts that vary: the first few amounts are mostly small, and so is their spread."""
+    spent = OutcomeSpec("spent", Kind.NUMERIC, Better.HIGHER, per_unit=PerUnit.SUM, missing=Missing.ZERO)
+    spring, rng, missed = plan(spent, window=1.0), np.random.default_rng(12), 0
+    true = 0.005 * math.exp(1.5**2 / 2)
+    for _ in range(60):
+        buyers = [number for number in range(1_500) if rng.random() < 0.01]
+        outcomes = [
+            Outcome("spent", rng.lognormal(0.0, 1.5) * (1.0, 1.5)[number % 2], float(number), str(number))
+            for number in buyers
+        ]
+        exposures = [Exposure(spring.order[number % 2], str(number), float(number)) for number in range(1_500)]
+        found = [report.primary[0] for report in looks(spring, join(spring, exposures, outcomes), 100)]
+        missed += any(not effect.low <= true <= effect.high for effect in found)
+        assert "until 20 units" in found[0].method
+        assert "until 20 units" not in found[-1].method or len(buyers) < 20
+    assert missed <= 60 * 0.05
 
 
 DIFFERS = OutcomeSpec("differs", Kind.NUMERIC, Better.LOWER, measure="disagreement")

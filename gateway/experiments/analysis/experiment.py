@@ -34,6 +34,7 @@ from gateway.experiments.verdict import (
 _DAY = 86_400.0
 _WEIGHTED: Final = "inverse propensity, asymptotic"
 _BETTING: Final = "betting (exact)"
+_RARE: Final = f"; nothing is said until {means.FIRST_OTHERS} units have another value than most"
 _CEASED: Final = 10.0  # units that would have had a report by now; by chance none has one in e^-10 of looks
 
 
@@ -113,6 +114,7 @@ class _Linear:
     value: Floats
     arm: Ints
     past: Past | None  # by which they were adjusted
+    varies: bool  # as of `means`
 
     def of(self, arm: int) -> means.Arm:
         return means.arm_of_values(self.value[self.arm == arm])
@@ -228,6 +230,7 @@ class _Look:
         chosen = self._of_pair(place) & np.isfinite(value) & (True if under is None else under > 0.0)
         arms = self._arm[chosen]
         value = value[chosen]
+        varies = means.varies(value)
         if under is not None:
             under = under[chosen]
             for arm in (0, place):
@@ -235,10 +238,10 @@ class _Look:
                 if own.any():
                     value[own] = means.linearised(value[own], under[own])
         past = self._units.past[spec.name][: self.count][chosen]
-        plain, adjusted = _Linear(value, arms, None), means.adjusted(value, past, arms)
+        plain, adjusted = _Linear(value, arms, None, varies), means.adjusted(value, past, arms)
         if adjusted is value:
             return plain
-        made = _Linear(adjusted, arms, None)
+        made = _Linear(adjusted, arms, None, varies)
         was, left = (means.variance_of_difference(each.of(0), each.of(place)) for each in (plain, made))
         removed = 1.0 - left / was if was > 0.0 else 0.0
         return replace(made, past=Past(int(np.isfinite(past).sum()), removed))
@@ -246,17 +249,21 @@ class _Look:
     def _means(self, spec: OutcomeSpec, place: int, alpha: float, rho2: float) -> _Compared:
         linear = self._linear(spec, place)
         before, after = linear.of(0), linear.of(place)
-        found = means.difference(before, after, alpha, rho2)
         method = "delta method, asymptotic" if spec.kind is Kind.RATIO else "asymptotic"
+        method += ", adjusted by the past (CUPED)" if linear.past is not None else ""
+        values, units = (float(before.mean), float(after.mean)), (int(before.units), int(after.units))
+        if not linear.varies:
+            return replace(_nothing(units, method + _RARE), values=values)
+        found = means.difference(before, after, alpha, rho2)
         return _Compared(
-            (float(before.mean), float(after.mean)),
-            (int(before.units), int(after.units)),
+            values,
+            units,
             float(found.low),
             float(found.high),
             float(found.relative_low),
             float(found.relative_high),
             float(found.log_e),
-            method + (", adjusted by the past (CUPED)" if linear.past is not None else ""),
+            method,
             linear.past,
         )
 
@@ -280,8 +287,11 @@ class _Look:
         if not min(counts):
             return _nothing(counts, _WEIGHTED)
         found = self._difference(value[chosen], chosen, place, alpha, rho2)
+        values = float(found.baseline[-1]), float(found.treatment[-1])
+        if spec.kind is not Kind.BINARY and not means.varies(value[chosen & self._of_pair(place)]):
+            return replace(_nothing(counts, _WEIGHTED + _RARE), values=values)
         return _Compared(
-            (float(found.baseline[-1]), float(found.treatment[-1])),
+            values,
             counts,
             float(found.low[-1]),
             float(found.high[-1]),
