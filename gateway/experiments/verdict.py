@@ -88,6 +88,11 @@ class Effect:
     judgement: Judgement
     past: Past | None = None  # None: there was none to adjust by, or the kind of outcome has no use for it
 
+    @property
+    def is_reported(self) -> bool:
+        """Of units of both arms?"""
+        return min(self.units, self.baseline_units) > 0
+
 
 @dataclass(frozen=True, slots=True)
 class GuardrailState:
@@ -334,8 +339,11 @@ def guarded(effect: Effect, worse_by: Amount) -> Guard:
 
 
 def distance(guardrail: GuardrailState) -> float:
-    """How much the best that is plausible is above the limit, as the limit is stated; below 0 it is breached."""
+    """How much the best that is plausible is above the limit, as the limit is stated; below 0 it is breached, and inf
+    while nothing is known."""
     effect, limit = guardrail.effect, guardrail.worse_by
+    if not effect.is_reported:
+        return math.inf
     interval = (effect.relative_low, effect.relative_high) if limit.is_relative else (effect.low, effect.high)
     return good(*interval, effect.better)[1] + limit.size
 

@@ -75,8 +75,10 @@ async def test_a_good_variant_goes_through_its_steps_to_all_units_and_stays_ther
     async with tritons() as (old, new):
         file = write(tmp_path / "gateway.yaml", plan(old.address, new.address, url))
         async with gateway(file) as running, load(running) as calls:
-            found = await until_it_is(running, "promoted")
-            assert [share for _, _, share, _ in found.history] == [0.2, 0.5, 1.0]
+            await until_it_is(running, "promoted")
+            await until(
+                lambda: [each[2] for each in state(running).history] == [0.2, 0.5, 1.0], 10, "its history is read"
+            )
             await asyncio.sleep(0.1)
             assert {each.variant for each in await calls.more(50)} == {"new"}
         async with gateway(file) as running, load(running) as again:

@@ -458,7 +458,7 @@ class _Look:
         for effect in {(each.outcome, each.arm): each for each in (*primary, *others)}.values():
             yield from self._silent(effect)
         for each in guardrails:
-            if min(each.effect.units, each.effect.baseline_units) == 0:
+            if not each.effect.is_reported:
                 yield f"guardrail '{each.effect.outcome}' guards nothing: no reports of it in one of the arms"
         yield from self._ceased()
         yield from self._left_out()
