@@ -18,6 +18,7 @@ from gateway.experiments.epochs import Epoch
 from gateway.experiments.plan import Kind, Plan
 from gateway.experiments.records import Exposure, Outcome
 
+_DAY = 86_400.0
 _ROUNDED = 1e-6  # that a propensity may differ by from what its epoch says: files have them rounded
 
 
@@ -65,6 +66,8 @@ class Units:
     end: float  # the latest time of any record
     epochs: tuple[Epoch, ...] = ()  # of a bandit …
     epoch: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # … and the number of each unit's
+    near: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """By outcome: reports of the day before their unit came, and of the day after it if that has passed."""
     forgotten_since: float | None = None  # Unix time of the first exposure, if those of then are no longer kept
 
     def without_past(self) -> Units:
@@ -110,7 +113,8 @@ def join(
         unit = outcome.unit or seen.unit_of_request.get(outcome.request_id, "")
         reports.add(outcome, places.get(unit), unit in seen.excluded)
     end = max(seen.end, reports.end)
-    return Units(arms, ats, *reports.split(ats, plan.window), account, end, tuple(epochs), of_epoch)
+    counted, past = reports.split(ats, plan.window)
+    return Units(arms, ats, counted, past, account, end, tuple(epochs), of_epoch, near=reports.near(ats, end))
 
 
 class _Exposed:
@@ -239,6 +243,17 @@ class _Reported:
             reports[name] = Reports(unit[in_time], value[in_time], at[in_time], times[in_time])
             past[name] = per_unit(unit[is_past], value[is_past], times[is_past], exposed.size)[0]
         return reports, past
+
+    def near(self, exposed: Floats, end: float) -> dict[str, tuple[int, int]]:
+        """As `Units.near`."""
+        found = {}
+        for name, rows in self.rows.items():
+            table = np.array(rows, np.float64)
+            came = exposed[table[:, 0].astype(np.int64)]
+            apart, times = table[:, 2] - came, np.where(came <= end - _DAY, table[:, 3], 0.0)
+            before, after = (apart > -_DAY) & (apart < 0.0), (apart >= 0.0) & (apart < _DAY)
+            found[name] = int(times[before].sum()), int(times[after].sum())
+        return found
 
 
 def per_unit(unit: Ints, value: Floats, times: Ints, units: int) -> tuple[Floats, Floats, Ints]:

@@ -372,6 +372,18 @@ def test_reports_that_have_stopped_are_told_of() -> None:
     assert "1004 units have come since" in doubt
 
 
+@pytest.mark.parametrize("shift", [0.0, -5.0])
+def test_reports_in_another_time_zone_than_exposures_are_told_of(shift: float) -> None:
+    spring = plan(SCORE)
+    exposures = [Exposure(spring.order[place % 2], str(place), 1_000.0 * place) for place in range(1_000)]
+    delays = np.random.default_rng(13).exponential(3_600.0, 1_000)
+    ats = [1_000.0 * place + float(delay) + 3_600.0 * shift for place, delay in enumerate(delays)]
+    outcomes = [Outcome("score", 5.0, at, str(place)) for place, at in enumerate(ats)]
+    outcomes += [Outcome("score", 5.0, at - 86_400.0 * (1 + place % 3), str(place)) for place, at in enumerate(ats)]
+    doubts = analysed(spring, join(spring, exposures, outcomes)).doubts
+    assert any("a wrong clock or time zone" in each for each in doubts) is (shift < 0.0)
+
+
 def test_an_arm_that_was_renamed_is_told_of_and_voids_the_answer() -> None:
     """All who were there before come again: those of the arm that kept its name had twice the time to buy."""
     spring, rng = plan(), np.random.default_rng(11)

@@ -35,6 +35,7 @@ _DAY = 86_400.0
 _WEIGHTED: Final = "inverse propensity, asymptotic"
 _BETTING: Final = "betting (exact)"
 _RARE: Final = f"; nothing is said until {means.FIRST_OTHERS} units have another value than most"
+_FEW_DATED: Final = 20  # reports
 _CEASED: Final = 10.0  # units that would have had a report by now; by chance none has one in e^-10 of looks
 
 
@@ -461,6 +462,7 @@ class _Look:
             if not each.effect.is_reported:
                 yield f"guardrail '{each.effect.outcome}' guards nothing: no reports of it in one of the arms"
         yield from self._ceased()
+        yield from self._misdated()
         yield from self._left_out()
         span = float(self._units.at[self.count - 1] - self._units.at[0]) if self.count else 0.0
         if 0.0 < span < 7 * _DAY:
@@ -550,6 +552,15 @@ class _Look:
                 yield (
                     f"no report of '{spec.name}' is of after {moment(last)}, and {since} units have come since, which "
                     "count as 0: whatever reports it may have stopped"
+                )
+
+    def _misdated(self) -> Iterator[str]:
+        """Reports that a clock or time zone may have put before their unit came. A hint: some things happen before."""
+        for name, (before, after) in self._units.near.items():
+            if before > 2 * after + _FEW_DATED:
+                yield (
+                    f"{before} reports of '{name}' are dated in the day before their unit came, and {after} in the day "
+                    "after it: with a wrong clock or time zone, what an arm has done is taken for the past"
                 )
 
     def _novelty(self, effect: Effect) -> Iterator[str]:
