@@ -77,7 +77,8 @@ def _report(arguments: argparse.Namespace) -> int:
     source = source_of(arguments.config, arguments.store)
     found = stored_report(source, arguments.name, history=arguments.json or arguments.html is not None)
     if arguments.html is not None:
-        Path(arguments.html).write_text(page(found.plan, found.report, found.looks, found.spread), encoding="utf-8")
+        text = page(found.plan, found.report, found.looks, found.spread, found.ended)
+        Path(arguments.html).write_text(text, encoding="utf-8")
     say(found.as_json() if arguments.json else "\n".join(found.lines()))
     return 0
 

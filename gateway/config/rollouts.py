@@ -42,7 +42,7 @@ class RolloutStep(Section):
     must_hold: Switch = Field(
         default=False,
         description="Go on only once every guardrail is known to hold. Otherwise it goes on unless one is known to be "
-        "breached.",
+        "breached, or has no report at all.",
     )
 
 

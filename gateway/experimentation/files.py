@@ -31,6 +31,7 @@ from gateway.experiments.records import Exposure, Outcome
 _MOST_FAULTS = 20  # that are told of one file
 _SHORTEST_MILLISECONDS = 100_000_000_000  # seconds of the year 5138: a larger number was meant in milliseconds
 _CLOCK_SKEW = 300.0  # seconds that a record may be ahead of this machine's clock
+_HOUR = 3600.0
 _TRUE = {
     "1": True,
     "true": True,
@@ -90,8 +91,13 @@ def analyse(plan: Plan, exposures: str, outcomes: str, *, each: int | None, as_j
     from gateway.experiments.units import join  # noqa: PLC0415
 
     epochs = _FileEpochs()
-    records = read_exposures(plan, exposures, now, epochs)
-    units = join(plan, records, read_outcomes(plan, outcomes, now), epochs.in_order())
+    met, told = read_exposures(plan, exposures, now, epochs), read_outcomes(plan, outcomes, now)
+    if _are_rounded(told) and not _are_rounded(met):
+        raise BadFile(
+            f"{outcomes}: 'at' are whole days or hours, and those of {exposures} are not, so what became of a unit on "
+            "its first day would count as its past; say when in both, or round both"
+        )
+    units = join(plan, met, told, epochs.in_order())
     if not units.at.size:
         account = units.account
         raise BadFile(f"{exposures}: no unit counts: {_excluded(account.forced_units, account.units_in_two_arms)}")
@@ -107,6 +113,11 @@ def analyse(plan: Plan, exposures: str, outcomes: str, *, each: int | None, as_j
             f"[{first.low:+.4g}, {first.high:+.4g}]  p = {first.p_value:.2g}"
         )
     yield from analysed(plan, units).lines()
+
+
+def _are_rounded(records: Sequence[Exposure] | Sequence[Outcome]) -> bool:
+    """Days of any time zone are whole hours."""
+    return bool(records) and all(each.at % _HOUR == 0.0 for each in records)
 
 
 def _excluded(forced: int, two: int) -> str:

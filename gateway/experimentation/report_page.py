@@ -36,20 +36,25 @@ polyline.arm2 { stroke-dasharray: 2 3; } svg text.key { stroke: none; }
 """
 
 
-def page(plan: Plan, report: Report, looks: Sequence[Report], spread: Sequence[Distribution] = ()) -> str:
+def page(
+    plan: Plan, report: Report, looks: Sequence[Report], spread: Sequence[Distribution] = (), ended: str = ""
+) -> str:
     """The whole page.
 
     looks:   what the report was on the way here, earliest first.
     spread:  how the outcomes are spread in each arm.
+    ended:   how it was stopped, in place of advice; "" if it was not.
     """
-    return "\n".join(_parts(plan, report, [*looks, report], spread))
+    return "\n".join(_parts(plan, report, [*looks, report], spread, ended))
 
 
-def _parts(plan: Plan, report: Report, looks: Sequence[Report], spread: Sequence[Distribution]) -> Iterator[str]:
+def _parts(
+    plan: Plan, report: Report, looks: Sequence[Report], spread: Sequence[Distribution], ended: str
+) -> Iterator[str]:
     yield f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report.experiment)}</title>'
     yield f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
     yield f"<h1>{escape(headline(report))}</h1>"
-    yield f"<p>{escape(report.advice)}</p>"
+    yield f"<p>{escape(ended or report.advice)}</p>"
     yield f"<p>{moment(report.at)}; public model {escape(plan.model or '-')}; unit: {escape(plan.unit)}.</p>"
     for place, effect in enumerate(report.primary):
         yield f"<h2>{escape(effect.outcome)} of '{escape(effect.arm)}' less '{escape(effect.baseline)}'</h2>"
@@ -68,7 +73,7 @@ def _parts(plan: Plan, report: Report, looks: Sequence[Report], spread: Sequence
     yield "<h2>Units by arm over time</h2>"
     yield _units_over_time([(look.at, look.sample_ratio.units) for look in looks])
     yield "<h2>All of it</h2>"
-    yield f"<pre>{escape(chr(10).join(report.lines()))}</pre></html>"
+    yield f"<pre>{escape(chr(10).join(report.lines(ended)))}</pre></html>"
 
 
 def _effect_over_time(looks: Sequence[tuple[float, Effect]]) -> str:

@@ -127,10 +127,14 @@ class StoredReport:
     stop: Stop | None
     spread: Sequence[Distribution] = ()
 
+    @property
+    def ended(self) -> str:
+        """How it was stopped, in a sentence; "" if it was not."""
+        stop = self.stop
+        return "" if stop is None else f"It was stopped on {moment(stop.at)}: everybody gets '{stop.arm}'."
+
     def lines(self) -> Iterator[str]:
-        yield from self.report.lines()
-        if self.stop is not None:
-            yield f"  It was stopped on {moment(self.stop.at)}: everybody gets '{self.stop.arm}'."
+        return self.report.lines(self.ended)
 
     def as_json(self) -> str:
         looks = [look.as_json() for look in self.looks]
@@ -150,9 +154,10 @@ def stored_report(source: Source, name: str, *, history: bool) -> StoredReport:
     from gateway.experiments.analysis.experiment import analysed, looks  # noqa: PLC0415
 
     with source.store() as store:
-        units, stop = seen_of(store, plan)
+        seen = seen_of(store, plan, time.time())
+    units, stop = seen.units, seen.stop
     each = max(1, units.at.size // _LOOKS)
-    report = analysed(plan, units, max(units.end, time.time()))
+    report = analysed(plan, units, seen.at)
     if not history:
         return StoredReport(plan, report, (), stop)
     return StoredReport(plan, report, tuple(looks(plan, units, each)), stop, tuple(distributions(plan, units)))

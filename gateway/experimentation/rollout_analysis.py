@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gateway.experiments.plan import Plan
@@ -66,7 +66,7 @@ def _compared(store: Store, question: StepQuestion, plan: Plan) -> StepAnalysis:
     if not units.at.size:
         return StepAnalysis(question)
     # What a unit did before this step it may have done on the new variant already: it is no past to adjust by.
-    units = replace(units, past={name: np.full_like(past, np.nan) for name, past in units.past.items()})
+    units = units.without_past()
     report = analysed(plan, units, max(units.end, question.asked))
     counts = dict(zip(plan.order, map(int, np.bincount(units.arm, minlength=len(plan.order))), strict=True))
     return StepAnalysis(question, counts, report.guardrails, report.sample_ratio.is_mismatched)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -196,8 +197,9 @@ def _evidence(plan: RolloutPlan, state: State, analysis: StepAnalysis, now: floa
     counts = ", ".join(f"{name} {analysis.units.get(name, 0)}" for name in (plan.before, plan.after))
     yield f"  units in this step: {counts}"
     for each in analysis.guardrails:
-        left = f"{distance(each):.3g} left" if each.state is not Guard.BREACHED else "breached"
-        yield f"  guardrail {each.state.value}, {left}: {guardrail_sentence(each)}"
+        left = distance(each)
+        told = f", {left:.3g} left" if each.state is not Guard.BREACHED and math.isfinite(left) else ""
+        yield f"  guardrail {each.state.value}{told}: {guardrail_sentence(each)}"
     if analysis.is_mismatched:
         yield "  units do not come to variants as planned"
     if state.phase in (Phase.RUNNING, Phase.PAUSED):

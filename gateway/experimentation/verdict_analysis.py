@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import CommandFailed
-from gateway.experiments.plan import Plan
+from gateway.experiments.plan import MEASURED_SECONDS, Plan
 from gateway.experiments.standing import MOST_POINTS, Json, nothing, standing
 from gateway.experiments.verdict import Report
 from gateway.store import Stop
@@ -45,15 +46,15 @@ class VerdictQuestion:
             _limit_memory(self.room)
         store = EpochStore(self.url, self.unit_key)
         try:
-            units, stop = seen_of(store, self.plan)
+            seen = seen_of(store, self.plan, self.asked)
         except CommandFailed as error:
             return self._new(nothing(self.plan.name, str(error)))
         finally:
             store.close()
         began = time.process_time()
-        report = analysed(self.plan, units, max(units.end, self.asked))
-        way = _way(self.plan, units, time.process_time() - began) if self.is_first else ()
-        stopped = None if stop is None else {"arm": stop.arm, "at": stop.at}
+        report = analysed(self.plan, seen.units, seen.at)
+        way = _way(self.plan, seen.units, time.process_time() - began) if self.is_first else ()
+        stopped = None if seen.stop is None else {"arm": seen.stop.arm, "at": seen.stop.at}
         return self._new(standing(report, way, stopped))
 
     def failed(self, trouble: str) -> NewVerdict:
@@ -75,8 +76,17 @@ class NewVerdict:
     trouble: str = ""  # why nothing was found
 
 
-def seen_of(store: EpochStore, plan: Plan) -> tuple[Units, Stop | None]:
-    """What counts of an experiment, and how it was stopped, if it was.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What counts of an experiment."""
+
+    units: Units
+    stop: Stop | None  # how it was stopped, if it was
+    at: float  # Unix time of which a report is: now, or the end
+
+
+def seen_of(store: EpochStore, plan: Plan, now: float) -> Seen:
+    """What counts of an experiment by now. Of one that was stopped a report says for good what it said then.
 
     :raises StoreAway: if the store can't be used.
     :raises CommandFailed: if there are no units yet, or they are of another plan.
@@ -85,15 +95,19 @@ def seen_of(store: EpochStore, plan: Plan) -> tuple[Units, Stop | None]:
 
     name = plan.name
     stop = store.stops().get(name)
-    exposures = [each for each in store.exposures(name) if stop is None or each.at <= stop.at]
     epochs = store.epochs([name]).get(name)
     if epochs is not None and not epochs.is_of(plan):
         raise CommandFailed(f"{name}: the store has it with other arms, or another baseline or model")
     so_far = () if epochs is None else epochs.so_far
-    units = join(plan, exposures, store.outcomes(name, plan.measured), so_far)
+    # What was measured until the end is written a little later, and nothing is measured after it.
+    until = math.inf if stop is None else stop.at + MEASURED_SECONDS
+    exposures, start = store.exposures(name), store.maybe_start(name)
+    units = join(plan, exposures, store.outcomes(name, plan.measured), so_far, until)
     if not units.at.size:
         raise CommandFailed(f"{name}: nobody takes part yet")
-    return units, stop
+    if start is not None and start < exposures[0].at:
+        units = units.forgotten(start)
+    return Seen(units, stop, min(until, max(units.end, now)))
 
 
 def _limit_memory(room: int) -> None:

@@ -296,6 +296,9 @@ def _missing(plan: RolloutPlan, step: Step, evidence: Evidence, seconds: float) 
         yield f"{step.soak - seconds:.0f} s of its soak time are left"
     if evidence.units < step.units:
         yield f"{evidence.units} of {step.units} units were seen"
+    for each in evidence.guardrails:
+        if not each.effect.is_reported:  # of nobody it tells nothing, and what nobody reports would guard nothing
+            yield f"nothing is known of guardrail '{each.effect.outcome}': no report of units of one variant"
     if step.must_hold:
         held = {each.effect.outcome for each in evidence.guardrails if each.state is Guard.HELD}
         for guardrail in plan.guardrails:

@@ -41,7 +41,8 @@ def standing(report: Report, looks: Sequence[Report], stopped: Json | None) -> d
     return {
         "name": report.experiment,
         "trouble": None,
-        **{key: made[key] for key in ("at", "units", "answer", "arm", "advice", "doubts", "seconds_left")},
+        **{key: made[key] for key in ("at", "since", "units", "answer", "arm", "advice", "doubts", "seconds_left")},
+        "left_out": report.left_out,
         "primary": primary,
         "guardrails": guardrails,
         "arms": made["sample_ratio"]["units"],
@@ -89,7 +90,7 @@ def _key(effect: Json) -> tuple[str, str]:
 
 def _effect(effect: Json) -> Json:
     keys = ("outcome", "arm", "baseline", "better", "value", "baseline_value", "difference", "low", "high", "judgement")
-    return {key: effect[key] for key in (*keys, "relative", "relative_low", "relative_high", "alpha", "past")}
+    return {key: effect[key] for key in (*keys, "relative", "relative_low", "relative_high", "alpha", "past", "method")}
 
 
 def _point(report: Json, place: int) -> list[Any]:

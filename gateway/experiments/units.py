@@ -6,8 +6,10 @@ differences that are not there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from zlib import crc32
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from gateway.experiments.epochs import Epoch
 from gateway.experiments.plan import Kind, Plan
 from gateway.experiments.records import Exposure, Outcome
 
+_DAY = 86_400.0
 _ROUNDED = 1e-6  # that a propensity may differ by from what its epoch says: files have them rounded
 
 
@@ -25,18 +28,20 @@ class Account:
 
     exposures: int = 0
     repeated_exposures: int = 0  # of units that are known already
-    unknown_arms: int = 0  # exposures to an arm that the plan does not have
+    unknown_arms: int = 0  # exposures to an arm that the plan does not have: their units are left out
     units: int = 0  # that count
     forced_units: int = 0
+    drawn_and_forced: int = 0  # of these, such that came to an arm by themselves as well
     units_in_two_arms: int = 0
     without_propensity: int = 0  # exposures of a bandit of which no known epoch says how probable their arm was
     outcomes: int = 0
-    repeated_reports: int = 0  # with a report id that was seen before
+    repeated_reports: int = 0  # with a report id that was seen before of that outcome
     without_exposure: int = 0
     of_excluded_units: int = 0
     of_other_names: int = 0  # that the plan does not ask for
     before_exposure: int = 0  # a unit's past
     after_window: int = 0
+    after_end: int = 0  # reports of what happened once the experiment was stopped, and all had one arm
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,18 @@ class Units:
     end: float  # the latest time of any record
     epochs: tuple[Epoch, ...] = ()  # of a bandit …
     epoch: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # … and the number of each unit's
+    near: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """By outcome: reports of the day before their unit came, and of the day after it if that has passed."""
+    forgotten_since: float | None = None  # Unix time of the first exposure, if those of then are no longer kept
+
+    def without_past(self) -> Units:
+        """The same, of which what was before their exposure is not used: they may have had an arm by then."""
+        return replace(self, past={name: np.full_like(past, np.nan) for name, past in self.past.items()})
+
+    def forgotten(self, start: float) -> Units:
+        """The same of an experiment that began then, of which the first exposures are no longer kept. Units that come
+        again are told of anew, and what is dated before that may be of their time in an arm."""
+        return replace(self.without_past(), forgotten_since=start)
 
     def propensities(self, plan: Plan) -> Floats:
         """Of a bandit: a row for each epoch, and in it the share of each arm in the plan's order."""
@@ -71,24 +88,33 @@ class Units:
         return int(np.searchsorted(self.at, at if window is None else at - window, side="right"))
 
 
-def join(plan: Plan, exposures: Iterable[Exposure], outcomes: Iterable[Outcome], epochs: Sequence[Epoch] = ()) -> Units:
+def join(
+    plan: Plan,
+    exposures: Iterable[Exposure],
+    outcomes: Iterable[Outcome],
+    epochs: Sequence[Epoch] = (),
+    until: float = math.inf,
+) -> Units:
     """Join them by unit, or by request id where a report has no unit.
 
     epochs: of a bandit. Then units count of which it is known with which probability they got their arm.
+    until: Unix time of the experiment's end. All have had one arm since then, so what happened later is of no arm.
     """
     account = Account()
     seen = _Exposed(plan, account, epochs)
     for exposure in exposures:
-        seen.add(exposure)
+        if exposure.at <= until:
+            seen.add(exposure)
     places, arms, ats, of_epoch = seen.in_order()
     singly = {each.name for each in plan.outcomes if each.kind is Kind.QUANTILE}
     names = {each.name for each in plan.outcomes} | {each.over for each in plan.outcomes} - {""}
-    reports = _Reported(names, singly, account)
+    reports = _Reported(names, singly, until, account)
     for outcome in outcomes:
         unit = outcome.unit or seen.unit_of_request.get(outcome.request_id, "")
         reports.add(outcome, places.get(unit), unit in seen.excluded)
     end = max(seen.end, reports.end)
-    return Units(arms, ats, *reports.split(ats, plan.window), account, end, tuple(epochs), of_epoch)
+    counted, past = reports.split(ats, plan.window)
+    return Units(arms, ats, counted, past, account, end, tuple(epochs), of_epoch, near=reports.near(ats, end))
 
 
 class _Exposed:
@@ -101,6 +127,7 @@ class _Exposed:
         self._first: dict[str, tuple[float, int, int]] = {}  # by unit: when, in which arm, in which epoch
         self._forced: set[str] = set()
         self._two: set[str] = set()
+        self._elsewhere: set[str] = set()  # had an arm that the plan does not have
         self._unweighted: set[str] = set()
         self.excluded: set[str] = set()
         self.unit_of_request: dict[str, str] = {}
@@ -111,6 +138,7 @@ class _Exposed:
         arm = self._arms.get(exposure.arm)
         if arm is None:
             self._account.unknown_arms += 1
+            self._elsewhere.add(exposure.unit)
             return
         self.end = max(self.end, exposure.at)
         if exposure.request_id:
@@ -141,29 +169,35 @@ class _Exposed:
 
     def in_order(self) -> tuple[dict[str, int], Ints, Floats, Ints]:
         """Each unit's place; their arms; their times; their epochs."""
-        self.excluded = self._forced | self._two | self._unweighted
+        self._two |= self._elsewhere & self._first.keys()
+        self.excluded = self._forced | self._two | self._elsewhere | self._unweighted
         kept = sorted(
             ((at, arm, unit, epoch) for unit, (at, arm, epoch) in self._first.items() if unit not in self.excluded),
-            key=_at,
+            key=_when,
         )
         account = self._account
         account.units, account.forced_units = len(kept), len(self._forced)
+        account.drawn_and_forced = len(self._forced & self._first.keys())
         account.units_in_two_arms = len(self._two - self._forced)
         places = {unit: place for place, (_, _, unit, _) in enumerate(kept)}
         ats, arms, _, epochs = zip(*kept, strict=True) if kept else ((), (), (), ())
         return places, np.array(arms, np.int64), np.array(ats, np.float64), np.array(epochs, np.int64)
 
 
-def _at(unit: tuple[float, int, str, int]) -> float:
-    return unit[0]  # the sort is stable, so of units of one moment the file's order decides, and never their arm
+def _when(unit: tuple[float, int, str, int]) -> tuple[float, int]:
+    """Of units of one moment, as where a file has days, a hash decides. The file's order may be that of the arms, and
+    the bets on proportions need arms that come as if drawn."""
+    at, _, name, _ = unit
+    return at, crc32(name.encode("utf-8", "surrogatepass"))
 
 
 @dataclass(slots=True)
 class _Reported:
     names: set[str]
     singly: set[str]  # of them, those of which each report is asked for, and not what they come to
+    until: float
     account: Account
-    ids: set[str] = field(default_factory=set)
+    ids: set[tuple[str, str]] = field(default_factory=set)
     rows: dict[str, list[tuple[int, float, float, int]]] = field(default_factory=dict)
     end: float = -np.inf
 
@@ -171,12 +205,15 @@ class _Reported:
         account, times = self.account, outcome.times
         account.outcomes += times
         if outcome.report_id:
-            if outcome.report_id in self.ids:
+            known = outcome.name, outcome.report_id
+            if known in self.ids:
                 account.repeated_reports += times
                 return
-            self.ids.add(outcome.report_id)
+            self.ids.add(known)
         if outcome.name not in self.names:
             account.of_other_names += times
+        elif outcome.at > self.until:
+            account.after_end += times
         elif place is not None:
             self.end = max(self.end, outcome.at)
             self.rows.setdefault(outcome.name, []).append((place, outcome.value, outcome.at, times))
@@ -206,6 +243,17 @@ class _Reported:
             reports[name] = Reports(unit[in_time], value[in_time], at[in_time], times[in_time])
             past[name] = per_unit(unit[is_past], value[is_past], times[is_past], exposed.size)[0]
         return reports, past
+
+    def near(self, exposed: Floats, end: float) -> dict[str, tuple[int, int]]:
+        """As `Units.near`."""
+        found = {}
+        for name, rows in self.rows.items():
+            table = np.array(rows, np.float64)
+            came = exposed[table[:, 0].astype(np.int64)]
+            apart, times = table[:, 2] - came, np.where(came <= end - _DAY, table[:, 3], 0.0)
+            before, after = (apart > -_DAY) & (apart < 0.0), (apart >= 0.0) & (apart < _DAY)
+            found[name] = int(times[before].sum()), int(times[after].sum())
+        return found
 
 
 def per_unit(unit: Ints, value: Floats, times: Ints, units: int) -> tuple[Floats, Floats, Ints]:

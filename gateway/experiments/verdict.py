@@ -16,6 +16,27 @@ NOT_COMPARED: Final = "not compared, since shares changed on the way: weights ar
 
 _EPOCHS_TOLD: Final = 24  # to people
 
+_RECORDS: Final = {
+    "exposures": "exposures",
+    "units": "units",
+    "outcomes": "outcomes",
+    "before_exposure": "before exposure",
+}
+_LEFT_OUT: Final = {
+    "repeated_exposures": "repeated exposures",
+    "unknown_arms": "exposures to arms that are not in the plan",
+    "forced_units": "forced units",
+    "units_in_two_arms": "units in two arms",
+    "without_propensity": "exposures without propensity",
+    "repeated_reports": "repeated reports",
+    "without_exposure": "reports without exposure",
+    "of_excluded_units": "reports of units that are left out",
+    "of_other_names": "reports of other outcomes",
+    "after_window": "reports after the window",
+    "after_end": "reports after the end",
+}
+"""Names of an account, in words."""
+
 
 class Judgement(Enum):
     """What an interval says of a difference."""
@@ -66,6 +87,11 @@ class Effect:
     method: str
     judgement: Judgement
     past: Past | None = None  # None: there was none to adjust by, or the kind of outcome has no use for it
+
+    @property
+    def is_reported(self) -> bool:
+        """Of units of both arms?"""
+        return min(self.units, self.baseline_units) > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +154,7 @@ class Report:
     doubts: tuple[str, ...]  # what may be wrong with it
     advice: str
     account: dict[str, int]
+    since: float | None = None  # Unix time at which the first unit came
     epochs: tuple[SharesOfEpoch, ...] = ()  # of a bandit, the oldest first
 
     def as_json(self) -> dict[str, Any]:
@@ -136,8 +163,8 @@ class Report:
         made["sample_ratio"]["is_mismatched"] = self.sample_ratio.is_mismatched
         return made
 
-    def lines(self) -> Iterator[str]:
-        """For people."""
+    def lines(self, ended: str = "") -> Iterator[str]:
+        """For people. ended: how it was stopped, in place of advice; "" if it was not."""
         yield headline(self)
         yield ""
         yield from self._bandit()
@@ -165,10 +192,29 @@ class Report:
             yield f"  epoch {number} since {moment(epoch.since)}: {shares_text(epoch.shares)}; units: {units}"
         for doubt in self.doubts:
             yield f"  may be wrong: {doubt}"
-        left = {key.replace("_", " "): count for key, count in self.account.items() if count}
-        yield "  records: " + ", ".join(f"{count} {what}" for what, count in left.items())
+        yield from self._records()
         yield ""
-        yield f"  {self.advice}"
+        yield f"  {ended or self.advice}"
+
+    def _records(self) -> Iterator[str]:
+        """What there was, by what method it was judged, and what was left out."""
+        if self.since is not None:
+            yield f"  units came since {moment(self.since)}; as of {moment(self.at)}"
+        effects = (*self.primary, *(each.effect for each in self.guardrails), *self.secondary)
+        methods = {effect.outcome: effect.method for effect in effects}
+        yield "  methods: " + "; ".join(f"{outcome}: {method}" for outcome, method in methods.items())
+        yield "  records: " + self._told(_RECORDS)
+        left_out = self.left_out
+        if left_out:
+            yield f"  left out: {left_out}"
+
+    @property
+    def left_out(self) -> str:
+        """How many records do not count, and why; "" if all do."""
+        return self._told(_LEFT_OUT)
+
+    def _told(self, words: Mapping[str, str]) -> str:
+        return ", ".join(f"{self.account[name]} {what}" for name, what in words.items() if self.account[name])
 
     def _bandit(self) -> Iterator[str]:
         if not self.epochs:
@@ -293,8 +339,11 @@ def guarded(effect: Effect, worse_by: Amount) -> Guard:
 
 
 def distance(guardrail: GuardrailState) -> float:
-    """How much the best that is plausible is above the limit, as the limit is stated; below 0 it is breached."""
+    """How much the best that is plausible is above the limit, as the limit is stated; below 0 it is breached, and inf
+    while nothing is known."""
     effect, limit = guardrail.effect, guardrail.worse_by
+    if not effect.is_reported:
+        return math.inf
     interval = (effect.relative_low, effect.relative_high) if limit.is_relative else (effect.low, effect.high)
     return good(*interval, effect.better)[1] + limit.size
 

@@ -279,7 +279,7 @@ class Inference:
             decision.member = member if is_kept else None
         return exposures.measured(member)
 
-    def exposed_ended(
+    def exposed_ended(  # noqa: PLR0917  (called on the hot path, where keywords cost)
         self, exposed: Exposed, work: Work, code: Code, callers_fault: bool, size: int, why: str = ""
     ) -> None:
         """The call of such a unit has ended. why: as of `is_measured`."""

@@ -194,6 +194,11 @@ class Store:
                 names = ("experiment", "unit", "arm", "forced")
                 values_of = [dict(zip(names, key, strict=True), **exposed[key]) for key in sorted(exposed)]
                 connection.execute(self._earliest(), values_of)
+                first: dict[str, float] = {}
+                for met in values_of:
+                    first[met["experiment"]] = min(met["at"], first.get(met["experiment"], met["at"]))
+                started = [{"experiment": name, "at": first[name]} for name in sorted(first)]
+                connection.execute(self.insert(schema.starts).on_conflict_do_nothing(), started)
             if asked:
                 each = [asked[key] for key in sorted(asked)]
                 connection.execute(self.insert(schema.requests).on_conflict_do_nothing(), each)
@@ -209,7 +214,7 @@ class Store:
 
     def _values(self, row: OutcomeRow) -> dict[str, Any]:
         return {
-            "report": self.hashed("report", row.report_id),
+            "report": self.hashed("report", f"{row.name} {row.report_id}"),
             "experiment": row.experiment,
             "name": row.name,
             "unit": self._unit(row.unit),
@@ -237,7 +242,7 @@ class Store:
         )
 
     def stop(self, stop: Stop) -> None:
-        """Record that an experiment has ended; a later stop replaces an earlier one.
+        """Record that an experiment has ended. A later stop names another arm; the end stays when it was.
 
         :raises StoreAway: if it can't be used.
         """
@@ -245,9 +250,7 @@ class Store:
         made = self.insert(schema.stops).values(experiment=stop.experiment, arm=stop.arm, at=stop.at)
         with self.transaction() as connection:
             connection.execute(
-                made.on_conflict_do_update(
-                    index_elements=[schema.stops.c.experiment], set_={"arm": stop.arm, "at": stop.at}
-                )
+                made.on_conflict_do_update(index_elements=[schema.stops.c.experiment], set_={"arm": stop.arm})
             )
 
     def exchange_parity(
@@ -338,6 +341,17 @@ class Store:
             for epoch, arm, count in connection.execute(asked):
                 found.setdefault(int(epoch), {})[arm] = int(count)
         return found
+
+    def maybe_start(self, experiment: str) -> float | None:
+        """When the first unit came, whose exposure may be too old to be kept; None if nobody has.
+
+        :raises StoreAway: if it can't be used.
+        """
+        self.open()
+        asked = select(schema.starts.c.at).where(schema.starts.c.experiment == experiment)
+        with self.transaction(reads=True) as connection:
+            found = connection.execute(asked).scalar()
+            return None if found is None else float(found)
 
     def exposures(self, experiment: str) -> list[Exposure]:
         """:raises StoreAway: if it can't be used."""

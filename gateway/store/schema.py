@@ -190,6 +190,13 @@ verdicts: Final = Table(
     Column("data", Text, nullable=False),  # JSON
 )
 
+starts: Final = Table(
+    "experiment_start",  # when the first unit came, which is known also when its exposure is too old to be kept
+    metadata,
+    Column("experiment", String(NAME), primary_key=True),
+    Column("at", Double, nullable=False),
+)
+
 
 def _first(connection: Connection) -> None:
     metadata.create_all(connection, tables=[secrets, exposures, requests, outcomes, stops])
@@ -224,6 +231,10 @@ def _verdicts(connection: Connection) -> None:
     metadata.create_all(connection, tables=[verdicts])
 
 
+def _starts(connection: Connection) -> None:
+    metadata.create_all(connection, tables=[starts])
+
+
 STEPS: Final[Sequence[Callable[[Connection], None]]] = (
     _first,
     _rollouts,
@@ -232,6 +243,7 @@ STEPS: Final[Sequence[Callable[[Connection], None]]] = (
     _crowds,
     _measured,
     _verdicts,
+    _starts,
 )
 """The n-th takes a store of version n to version n + 1."""
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from gateway.experiments.analysis import means, mixture, proportions, quantiles, sample_ratio
 from gateway.experiments.analysis.experiment import analysed, looks
-from gateway.experiments.plan import Amount, Better, Guardrail, Kind, Missing, OutcomeSpec, Plan
+from gateway.experiments.plan import Amount, Better, Guardrail, Kind, Missing, OutcomeSpec, PerUnit, Plan
 from gateway.experiments.records import Exposure, Outcome
 from gateway.experiments.units import Units, join
 from gateway.experiments.verdict import Answer, Effect, Guard, Judgement, guarded
@@ -235,7 +235,7 @@ def test_a_report_says_what_the_past_took_away_and_of_how_many_units() -> None:
     assert effect.past.units == 1_000
     assert effect.past.removed == pytest.approx(0.5, abs=0.05)
     percent = f"{100 * effect.past.removed:.3g}"
-    told = [line for line in report.lines() if "CUPED" in line]
+    told = [line for line in report.lines() if "; the past" in line]
     assert [line.partition("; the ")[2] for line in told] == [
         f"past of 1000 of 2000 units takes {percent} % of the variance away (CUPED)"
     ]
@@ -345,6 +345,105 @@ def test_no_report_of_anything_is_no_error() -> None:
         report = analysed(spring, join(spring, [Exposure("old", "x", 1.0)], []))
         assert report.answer is Answer.UNDECIDED
         assert list(report.lines())
+
+
+def test_what_nobody_reports_of_anybody_is_not_known_to_be_equal() -> None:
+    """Such as where whatever reports it was never set up: a unit without a report is 0, but not all of them."""
+    spring = plan(guardrails=(Guardrail(BOUGHT, Amount(0.05, is_relative=False)),))
+    exposures = [Exposure(spring.order[place % 2], str(place), float(place)) for place in range(4_000)]
+    report = analysed(spring, join(spring, exposures, []))
+    assert (report.answer, report.guardrails[0].state) == (Answer.UNDECIDED, Guard.UNDECIDED)
+    assert any("guards nothing" in each for each in report.doubts)
+    assert any("bought of 'new': nothing reported" in line for line in report.lines())
+    once = analysed(spring, join(spring, exposures, [Outcome("bought", 1.0, 9.0, "0")]))
+    assert once.guardrails[0].state is Guard.HELD
+
+
+def test_reports_that_have_stopped_are_told_of() -> None:
+    spring = plan()
+    units = seen(spring, 2_000)
+    exposures = [Exposure(spring.order[arm], str(place), units.at[place]) for place, arm in enumerate(units.arm)]
+    hits = [Outcome("bought", 1.0, at + 1.0, str(place)) for place, at in enumerate(units.at) if place % 5 == 0]
+    report = analysed(spring, join(spring, exposures, hits))
+    assert not any("stopped" in each for each in report.doubts)
+    report = analysed(spring, join(spring, exposures, hits[:200]))
+    [doubt] = [each for each in report.doubts if "stopped" in each]
+    assert "no report of 'bought' is of after" in doubt
+    assert "1004 units have come since" in doubt
+
+
+@pytest.mark.parametrize("shift", [0.0, -5.0])
+def test_reports_in_another_time_zone_than_exposures_are_told_of(shift: float) -> None:
+    spring = plan(SCORE)
+    exposures = [Exposure(spring.order[place % 2], str(place), 1_000.0 * place) for place in range(1_000)]
+    delays = np.random.default_rng(13).exponential(3_600.0, 1_000)
+    ats = [1_000.0 * place + float(delay) + 3_600.0 * shift for place, delay in enumerate(delays)]
+    outcomes = [Outcome("score", 5.0, at, str(place)) for place, at in enumerate(ats)]
+    outcomes += [Outcome("score", 5.0, at - 86_400.0 * (1 + place % 3), str(place)) for place, at in enumerate(ats)]
+    doubts = analysed(spring, join(spring, exposures, outcomes)).doubts
+    assert any("a wrong clock or time zone" in each for each in doubts) is (shift < 0.0)
+
+
+def test_an_arm_that_was_renamed_is_told_of_and_voids_the_answer() -> None:
+    """All who were there before come again: those of the arm that kept its name had twice the time to buy."""
+    spring, rng = plan(), np.random.default_rng(11)
+    exposures, outcomes = [], []
+    for place in range(2_000):
+        unit, arm = str(place), place % 2
+        exposures.append(Exposure("old" if arm == 0 else "before", unit, float(place)))
+        exposures.append(Exposure("old" if arm == 0 else "new", unit, 5_000.0 + place))
+        outcomes += [Outcome("bought", 1.0, at, unit) for at in (place + 1.0, 5_001.0 + place) if rng.random() < 0.2]
+    exposures += [Exposure(spring.order[place % 2], f"later {place}", 9_000.0 + place) for place in range(500)]
+    report = analysed(spring, join(spring, exposures, outcomes))
+    assert report.answer is Answer.INVALID
+    assert any("arms that the plan does not have" in each for each in report.doubts)
+
+
+def test_a_guardrail_of_which_one_arm_reports_less_is_told_of_too() -> None:
+    spring = plan(guardrails=(Guardrail(LATENCY, Amount(0.1, is_relative=True)),))
+    units = seen(spring, 3_000)
+    exposures = [Exposure(spring.order[arm], str(place), units.at[place]) for place, arm in enumerate(units.arm)]
+    reports = units.reports["latency"]
+    kept = [
+        Outcome("latency", value, at, unit=str(place))
+        for place, value, at in zip(reports.unit, reports.value, reports.at, strict=True)
+        if units.arm[place] == 0 or place % 3
+    ]
+    report = analysed(spring, join(spring, exposures, kept))
+    assert any("'latency' is reported for" in each and "who reports may differ" in each for each in report.doubts)
+
+
+def test_a_report_says_since_when_how_and_without_whom() -> None:
+    spring = plan(SCORE, secondary=(BOUGHT,))
+    exposures = [Exposure(spring.order[place % 2], str(place), 86_400.0 + place) for place in range(300)]
+    exposures += [Exposure("new", "tester", 86_500.0, is_forced=True), Exposure("new", "0", 86_400.0)]
+    outcomes = [Outcome("score", float(place), 90_000.0, str(place)) for place in range(300)]
+    report = analysed(spring, join(spring, exposures, outcomes))
+    lines = [line.strip() for line in report.lines()]
+    assert "units came since 1970-01-02 00:00 UTC; as of 1970-01-02 01:00 UTC" in lines
+    assert "methods: score: asymptotic; bought: betting (exact)" in lines
+    left_out = "1 repeated exposures, 1 forced units, 1 units in two arms, 1 reports of units that are left out"
+    assert f"left out: {left_out}" in lines
+    assert report.as_json()["since"] == 86_401.0
+
+
+def test_a_difference_of_what_few_units_have_is_covered_at_every_look() -> None:
+    """Of a hundred one buys, for amounts that vary: the first few amounts are mostly small, and so is their spread."""
+    spent = OutcomeSpec("spent", Kind.NUMERIC, Better.HIGHER, per_unit=PerUnit.SUM, missing=Missing.ZERO)
+    spring, rng, missed = plan(spent, window=1.0), np.random.default_rng(12), 0
+    true = 0.005 * math.exp(1.5**2 / 2)
+    for _ in range(60):
+        buyers = [number for number in range(1_500) if rng.random() < 0.01]
+        outcomes = [
+            Outcome("spent", rng.lognormal(0.0, 1.5) * (1.0, 1.5)[number % 2], float(number), str(number))
+            for number in buyers
+        ]
+        exposures = [Exposure(spring.order[number % 2], str(number), float(number)) for number in range(1_500)]
+        found = [report.primary[0] for report in looks(spring, join(spring, exposures, outcomes), 100)]
+        missed += any(not effect.low <= true <= effect.high for effect in found)
+        assert "until 20 units" in found[0].method
+        assert "until 20 units" not in found[-1].method or len(buyers) < 20
+    assert missed <= 60 * 0.05
 
 
 DIFFERS = OutcomeSpec("differs", Kind.NUMERIC, Better.LOWER, measure="disagreement")

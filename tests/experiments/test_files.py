@@ -190,6 +190,17 @@ def test_a_bad_file_is_refused_with_its_line(analyse: Analyse, file: str, old: s
     assert said in errors
 
 
+@pytest.mark.parametrize("zone", ["", "T00:00:00+02:00"])
+def test_outcomes_by_day_beside_exposures_by_time_are_refused(analyse: Analyse, zone: str) -> None:
+    """What became of a unit on its first day would be dated before it came."""
+    outcomes = f"unit,name,value,at\nu1,bought,1,2026-03-01{zone}\nu2,latency,0.25,2026-03-02{zone}\n"
+    code, _, error = analyse(outcomes=outcomes)
+    assert code == 2
+    assert "would count as its past" in error
+    by_day = "unit,arm,at\nu1,old,2026-03-01\nu2,new,2026-03-01\n"
+    assert analyse(exposures=by_day, outcomes=outcomes)[0] == 0
+
+
 def test_all_faults_are_told_at_once_up_to_a_bound(analyse: Analyse) -> None:
     rows = "".join(f"u{place},neither,1e9\n" for place in range(100))
     code, _, errors = analyse(exposures=f"unit,arm,at\n{rows}")

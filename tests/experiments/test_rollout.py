@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -50,6 +51,12 @@ def guardrail(state: Guard, guard: Guardrail = GUARDRAILS[0], high: float = 0.0)
     return GuardrailState(effect, guard.worse_by, state)
 
 
+def unknown(guard: Guardrail) -> GuardrailState:
+    """Of which nobody has reported anything."""
+    effect = replace(guardrail(Guard.UNDECIDED, guard).effect, units=0, baseline_units=0)
+    return GuardrailState(effect, guard.worse_by, Guard.UNDECIDED)
+
+
 HELD = tuple(guardrail(Guard.HELD, each) for each in GUARDRAILS)
 
 
@@ -72,6 +79,9 @@ def test_a_rollout_that_nothing_speaks_against_goes_through_its_steps_to_all_uni
         pytest.param(1, {"units": 99}, "99 of 100 units", id="units"),
         pytest.param(2, {"guardrails": (HELD[0], guardrail(Guard.UNDECIDED, GUARDRAILS[1]))}, "'p99'", id="undecided"),
         pytest.param(2, {"guardrails": HELD[:1]}, "'p99'", id="no reports"),
+        pytest.param(
+            0, {"guardrails": (HELD[0], unknown(GUARDRAILS[1]))}, "nothing is known of guardrail 'p99'", id="unknown"
+        ),
         pytest.param(2, {"at": 9_000.0}, "nothing new", id="old"),
         pytest.param(2, {"at": 20_000.0}, "nothing new", id="from before the clock was put back"),
         pytest.param(0, {"after": Alarm().after(Calls(errors=1))}, "the latest calls of 'int8'", id="last call failed"),
@@ -274,6 +284,7 @@ def test_a_guardrails_distance_is_what_is_left_until_it_is_breached() -> None:
     """Of an outcome that is better lower the lower end of the interval, which is -0.01 and -0.5, is the best of it."""
     assert distance(guardrail(Guard.HELD)) == pytest.approx(0.05 + 0.01)
     assert distance(guardrail(Guard.HELD, GUARDRAILS[1])) == pytest.approx(0.2 + 0.5)
+    assert distance(unknown(GUARDRAILS[1])) == math.inf
 
 
 @pytest.mark.parametrize("shares", [(), (0.0,), (0.5, 0.5), (0.5, 0.1), (0.1, 1.0), (float("nan"),)])

@@ -96,6 +96,48 @@ def test_with_a_window_late_reports_do_not_count_and_units_count_once_it_has_pas
     assert [units.before(at, 5.0) for at in (14.9, 15.0, 17.0)] == [0, 1, 2]
 
 
+def test_a_unit_that_had_an_arm_which_the_plan_no_longer_has_is_left_out() -> None:
+    """As after an arm was renamed: it has met another variant before, and that would be its past."""
+    exposures = [Exposure("c", "x", 1.0), Exposure("b", "x", 9.0), Exposure("a", "y", 2.0), Exposure("c", "z", 3.0)]
+    units = join(plan(), exposures, [bought(unit, 4.0) for unit in "xyz"])
+    assert units.at.tolist() == [2.0]
+    account = units.account
+    assert (account.unknown_arms, account.units_in_two_arms) == (2, 1)
+    assert (account.of_excluded_units, account.without_exposure) == (2, 0)
+
+
+def test_what_happened_after_the_end_is_of_no_arm() -> None:
+    exposures = [Exposure("a", "x", 1.0), Exposure("b", "y", 2.0), Exposure("b", "z", 9.0)]
+    units = join(plan(), exposures, [bought("x", 3.0), bought("y", 8.0)], until=5.0)
+    assert units.at.tolist() == [1.0, 2.0]
+    assert units.reports["bought"].unit.tolist() == [0]
+    assert (units.account.after_end, units.end) == (1, 3.0)
+
+
+def test_an_id_is_of_one_report_of_one_outcome() -> None:
+    """As an order's that is bought, and later given back."""
+    back = OutcomeSpec("back", Kind.BINARY, Better.LOWER)
+    asked = Plan("spring", {"a": 1.0, "b": 1.0}, "a", BOUGHT, Amount(0.02, is_relative=True), secondary=(back,))
+    reports = [Outcome(name, 1.0, 2.0, "x", report_id="order-1") for name in ("bought", "back", "back")]
+    units = join(asked, [Exposure("a", "x", 1.0)], reports)
+    assert [units.reports[name].unit.size for name in ("bought", "back")] == [1, 1]
+    assert units.account.repeated_reports == 1
+
+
+def test_units_of_one_moment_are_in_no_order_of_their_arms() -> None:
+    """As in a file that has days, and is sorted by arm."""
+    exposures = [Exposure("a" if number < 500 else "b", f"user {number}", 0.0) for number in range(1000)]
+    units = join(plan(), exposures, [])
+    assert 200 < units.arm[:500].sum() < 300
+    assert join(plan(), exposures[::-1], []).arm.tolist() == units.arm.tolist()
+
+
+def test_a_unit_that_had_an_arm_before_a_rule_sent_it_there_is_told_from_a_tester() -> None:
+    forced = [Exposure("b", unit, 3.0, is_forced=True) for unit in "xy"]
+    account = join(plan(), [Exposure("a", "x", 1.0), *forced], []).account
+    assert (account.forced_units, account.drawn_and_forced) == (2, 1)
+
+
 def test_other_names_and_other_arms_are_counted_and_left_out() -> None:
     units = join(plan(), [Exposure("a", "x", 1.0), Exposure("c", "y", 1.0)], [Outcome("clicked", 1.0, 2.0, unit="x")])
     assert units.account.of_other_names == 1

@@ -244,7 +244,7 @@ async def test_a_report_reads_like_an_answer_and_a_stop_is_followed(
         page = tmp_path / "report.html"
         assert await asyncio.to_thread(main, [*command, "--html", str(page)]) == 0
         assert "spring, after 300 units: 'b' is better." in capsys.readouterr().out
-        assert page.read_text().count("<svg") >= 3
+        assert page.read_text().count("<svg") >= 2  # none over time, as all reports came after the last unit
         assert await asyncio.to_thread(main, [*command, "--json"]) == 0
         told = json.loads(capsys.readouterr().out)
         assert (told["answer"], told["arm"], len(told["looks"]) > 10) == ("treatment", "b", True)

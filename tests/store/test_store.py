@@ -244,12 +244,20 @@ def test_several_may_begin_and_write_at_once(store_of: Opened, url: str) -> None
     assert len(outcomes(store_of(url))) == 240
 
 
-def test_a_later_stop_replaces_an_earlier_one(store_of: Opened, url: str) -> None:
+def test_a_later_stop_names_another_arm_and_the_end_stays_when_it_was(store_of: Opened, url: str) -> None:
     store = store_of(url)
     assert store.stops() == {}
     store.stop(Stop("spring", "a", 1.0))
     store.stop(Stop("spring", "b", 2.0))
-    assert store_of(url).stops() == {"spring": Stop("spring", "b", 2.0)}
+    assert store_of(url).stops() == {"spring": Stop("spring", "b", 1.0)}
+
+
+def test_an_id_is_of_one_report_of_one_outcome(store_of: Opened, url: str) -> None:
+    store = store_of(url)
+    both = [report(1), report(1)._replace(name="back")]
+    assert store.write(both) == 0
+    assert store.write(both) == 2
+    assert len(list(store.outcomes("spring", {"bought": False, "back": False}))) == 2
 
 
 def test_what_is_older_than_its_time_goes_in_parts(store_of: Opened, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

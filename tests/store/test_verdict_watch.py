@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from watches import Looking, workers
 
 from gateway.experimentation.verdict_watch import VerdictWatch
-from gateway.experiments.plan import Amount, Better, Guardrail, Kind, OutcomeSpec, Plan
+from gateway.experiments.plan import MEASURED_SECONDS, Amount, Better, Guardrail, Kind, OutcomeSpec, Plan
 from gateway.store import ExposureRow, OutcomeRow, Stop, StoreSettings
 from gateway.store.database import Store
 from gateway.store.verdicts import Verdict, VerdictStore, mark_of
@@ -214,6 +215,49 @@ def test_an_experiment_that_was_stopped_says_with_what_and_wakes_nobody(
     store.close()
     assert worker("a").look_until_told()["stopped"]["arm"] == "a"
     assert caplog.records == []
+
+
+def test_what_happens_after_a_stop_changes_no_verdict(worker: Make, url: str) -> None:
+    """Everybody has one arm by then, so reports of units that go on would make the arms alike."""
+    fill(url)
+    store, end = Store(url), time.time() - 3600.0
+    store.stop(Stop("spring", "a", end))
+    one = worker("a")
+    before = one.look_until_told()
+    assert (before["at"], before["guardrails"][0]["state"]) == (end + MEASURED_SECONDS, "breached")
+    ats = [end + 60.0 + n % 300 for n in range(4000)]
+    store.write([OutcomeRow(f"{n}", "spring", "latency", 0.05, at, f"user {n % 400}") for n, at in enumerate(ats)])
+    store.stop(Stop("spring", "b", time.time()))
+    store.close()
+    later(url, 7200.0)
+    one.watch._rests_until, one.watch._followed["spring"].asked = 0.0, -math.inf
+    end_of_wait = time.monotonic() + 60
+    while (after := one.look())["left_out"] == before["left_out"]:
+        assert time.monotonic() < end_of_wait
+        time.sleep(0.05)
+    assert (before["left_out"], after["left_out"]) == ("118 reports after the end", "4118 reports after the end")
+    same = ("at", "units", "arms", "answer")
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
+    assert after["guardrails"] == before["guardrails"]
+    assert after["stopped"] == {"arm": "b", "at": end}
+
+
+def test_units_that_come_again_after_their_exposure_was_forgotten_have_no_past(worker: Make, url: str) -> None:
+    """What they did meanwhile they did in their arm: adjusted by that, an arm that is slower would not be."""
+    fill(url)
+    store, now = Store(url), time.time()
+    while store.purge(now - 60.0 * 200):
+        pass
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as database:
+        database.execute("DELETE FROM exposure")
+    for n in range(200, 400):
+        met = ExposureRow("spring", "ab"[n % 2], f"user {n}", now - 120.0, False)
+        store.write([met, OutcomeRow(f"{n}", "spring", "latency", (0.05, 0.08)[n % 2], now - 60.0, met.unit)])
+    store.close()
+    told = worker("a").look_until_told()
+    assert told["guardrails"][0]["past"] is None
+    assert any("are forgotten (`store.retention`)" in each for each in told["doubts"])
+    assert told["since"] == pytest.approx(now - 60.0 * 400, abs=60.0)
 
 
 def test_without_scipy_it_says_so_once_and_knows_what_others_find(

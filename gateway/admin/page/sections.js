@@ -537,7 +537,8 @@ function experiment(each, verdict) {
 function verdictText(verdict) {
   if (!verdict) return "No verdict yet: one is found about once a minute.";
   if (verdict.trouble) return `No report: ${verdict.trouble}`;
-  return `${verdict.advice} As of ${when(verdict.at * 1000)}, after ${number.format(verdict.units)} units.`;
+  const advice = verdict.stopped ? `At its end: ${ANSWERS[verdict.answer][1](verdict)}.` : verdict.advice;
+  return `${advice} As of ${when(verdict.at * 1000)}, after ${number.format(verdict.units)} units.`;
 }
 
 function armsTable(each, said) {
@@ -598,6 +599,7 @@ function primary(effect) {
       { class: "note" },
       `${effect.outcome} of ${effect.arm} less ${effect.baseline}: ${interval}, ${relative}, `,
       `at ${confidence} confidence at every look; ${effect.judgement}.`,
+      effect.method && ` Method: ${effect.method}.`,
       effect.past && ` ${pastText(effect.past)}`,
     ),
     effectOverTime(effect.path, `${effect.outcome} of ${effect.arm} less ${effect.baseline} over time, with its interval`),
@@ -634,9 +636,17 @@ function guardrailsTable(name, guardrails) {
 
 function historyText(said) {
   if (!said) return null;
-  const first = said.primary[0]?.path[0]?.[0];
+  const first = said.since ?? said.primary[0]?.path[0]?.[0];
   const ended = said.stopped && `; stopped ${when(said.stopped.at * 1000)}, everybody gets ${said.stopped.arm}`;
-  return first && h("p", { class: "note", "data-key": "history" }, `Units since ${when(first * 1000)}${ended || ""}.`);
+  return (
+    first &&
+    h(
+      "p",
+      { class: "note", "data-key": "history" },
+      `Units since ${when(first * 1000)}${ended || ""}.`,
+      said.left_out && ` Left out: ${said.left_out}.`,
+    )
+  );
 }
 
 // Config

@@ -28,10 +28,15 @@ from gateway.experiments.verdict import (
     decided,
     guarded,
     judged,
+    moment,
 )
 
 _DAY = 86_400.0
 _WEIGHTED: Final = "inverse propensity, asymptotic"
+_BETTING: Final = "betting (exact)"
+_RARE: Final = f"; nothing is said until {means.FIRST_OTHERS} units have another value than most"
+_FEW_DATED: Final = 20  # reports
+_CEASED: Final = 10.0  # units that would have had a report by now; by chance none has one in e^-10 of looks
 
 
 def looks(plan: Plan, units: Units, each: int) -> Iterator[Report]:
@@ -74,9 +79,10 @@ def analysed(plan: Plan, units: Units, at: float | None = None) -> Report:
         sample_ratio=ratio,
         seconds_left=seconds,
         units_left=left,
-        doubts=tuple(look.doubts(primary, ratio, guardrails)),
+        doubts=tuple(look.doubts(primary, ratio, guardrails, secondary)),
         advice=advised(answer, arm, guardrails, plan, None if seconds is None else seconds / _DAY),
         account=asdict(units.account),
+        since=look.since(),
         epochs=look.epochs(),
     )
 
@@ -109,6 +115,7 @@ class _Linear:
     value: Floats
     arm: Ints
     past: Past | None  # by which they were adjusted
+    varies: bool  # as of `means`
 
     def of(self, arm: int) -> means.Arm:
         return means.arm_of_values(self.value[self.arm == arm])
@@ -181,6 +188,8 @@ class _Look:
         pair = self._of_pair(place)
         plan = self._plan
         share: float | Floats = plan.share(plan.order[place]) / plan.share(plan.baseline, plan.order[place])
+        if not reports.unit.size:
+            return _nothing((0, 0), _BETTING)  # a unit without a report is 0, unless nobody reports anything
         if spec.is_of_compared:
             # Who was not compared has agreed with nobody: with the reference away all would seem well.
             pair = pair & (np.bincount(reports.unit, minlength=self.count) > 0)
@@ -198,7 +207,7 @@ class _Look:
             found.relative_low,
             found.relative_high,
             found.log_e,
-            "betting (exact)",
+            _BETTING,
         )
 
     def values(self, spec: OutcomeSpec) -> Floats:
@@ -222,6 +231,7 @@ class _Look:
         chosen = self._of_pair(place) & np.isfinite(value) & (True if under is None else under > 0.0)
         arms = self._arm[chosen]
         value = value[chosen]
+        varies = means.varies(value)
         if under is not None:
             under = under[chosen]
             for arm in (0, place):
@@ -229,10 +239,10 @@ class _Look:
                 if own.any():
                     value[own] = means.linearised(value[own], under[own])
         past = self._units.past[spec.name][: self.count][chosen]
-        plain, adjusted = _Linear(value, arms, None), means.adjusted(value, past, arms)
+        plain, adjusted = _Linear(value, arms, None, varies), means.adjusted(value, past, arms)
         if adjusted is value:
             return plain
-        made = _Linear(adjusted, arms, None)
+        made = _Linear(adjusted, arms, None, varies)
         was, left = (means.variance_of_difference(each.of(0), each.of(place)) for each in (plain, made))
         removed = 1.0 - left / was if was > 0.0 else 0.0
         return replace(made, past=Past(int(np.isfinite(past).sum()), removed))
@@ -240,17 +250,21 @@ class _Look:
     def _means(self, spec: OutcomeSpec, place: int, alpha: float, rho2: float) -> _Compared:
         linear = self._linear(spec, place)
         before, after = linear.of(0), linear.of(place)
-        found = means.difference(before, after, alpha, rho2)
         method = "delta method, asymptotic" if spec.kind is Kind.RATIO else "asymptotic"
+        method += ", adjusted by the past (CUPED)" if linear.past is not None else ""
+        values, units = (float(before.mean), float(after.mean)), (int(before.units), int(after.units))
+        if not linear.varies:
+            return replace(_nothing(units, method + _RARE), values=values)
+        found = means.difference(before, after, alpha, rho2)
         return _Compared(
-            (float(before.mean), float(after.mean)),
-            (int(before.units), int(after.units)),
+            values,
+            units,
             float(found.low),
             float(found.high),
             float(found.relative_low),
             float(found.relative_high),
             float(found.log_e),
-            method + (", adjusted by the past (CUPED)" if linear.past is not None else ""),
+            method,
             linear.past,
         )
 
@@ -274,8 +288,11 @@ class _Look:
         if not min(counts):
             return _nothing(counts, _WEIGHTED)
         found = self._difference(value[chosen], chosen, place, alpha, rho2)
+        values = float(found.baseline[-1]), float(found.treatment[-1])
+        if spec.kind is not Kind.BINARY and not means.varies(value[chosen & self._of_pair(place)]):
+            return replace(_nothing(counts, _WEIGHTED + _RARE), values=values)
         return _Compared(
-            (float(found.baseline[-1]), float(found.treatment[-1])),
+            values,
             counts,
             float(found.low[-1]),
             float(found.high[-1]),
@@ -411,10 +428,19 @@ class _Look:
             left.append(max(0.0, needed - seen) * self.count / max(1, seen))
         return max(left) if left and math.isfinite(max(left)) else None
 
+    def since(self) -> float | None:
+        units = self._units
+        first = float(units.at[0]) if units.at.size else None
+        return first if units.forgotten_since is None else units.forgotten_since
+
     def doubts(
-        self, primary: tuple[Effect, ...], ratio: SampleRatio, guardrails: tuple[GuardrailState, ...]
+        self,
+        primary: tuple[Effect, ...],
+        ratio: SampleRatio,
+        guardrails: tuple[GuardrailState, ...],
+        secondary: tuple[Effect, ...],
     ) -> Iterator[str]:
-        plan, account = self._plan, self._units.account
+        plan = self._plan
         if ratio.is_mismatched:
             yield "units do not come to arms as planned, so the arms may differ in who is in them"
         winners = [effect.arm for effect in primary if effect.judgement is Judgement.BETTER]
@@ -428,34 +454,63 @@ class _Look:
                     f"too few units: {fewest} with '{effect.outcome}' in '{effect.baseline}' or '{effect.arm}'; "
                     f"{until} below {means.FIRST_LOOK}"
                 )
-            yield from self._silent(effect)
             yield from self._novelty(effect)
+        others = (*(each.effect for each in guardrails), *secondary)
+        for effect in {(each.outcome, each.arm): each for each in (*primary, *others)}.values():
+            yield from self._silent(effect)
         for each in guardrails:
-            if min(each.effect.units, each.effect.baseline_units) == 0:
+            if not each.effect.is_reported:
                 yield f"guardrail '{each.effect.outcome}' guards nothing: no reports of it in one of the arms"
-        if account.units_in_two_arms > max(2, account.units // 100):
-            yield f"{account.units_in_two_arms} units were seen in two arms, and are left out: assignment is not sticky"
-        lost = account.without_exposure
-        if lost > max(2, account.outcomes // 100):
-            yield f"{lost} of {account.outcomes} reports are of units without an exposure: exposures may be lost"
+        yield from self._ceased()
+        yield from self._misdated()
+        yield from self._left_out()
         span = float(self._units.at[self.count - 1] - self._units.at[0]) if self.count else 0.0
         if 0.0 < span < 7 * _DAY:
             yield f"less than a week of units ({span / _DAY:.1f} days): other days may have other users"
+        if plan.window is None:
+            yield from self._late()
+
+    def _left_out(self) -> Iterator[str]:
+        """Who is not in the data, where those who are may be others for it."""
+        account = self._units.account
+        few = max(2, account.units // 100)
+        if self._units.forgotten_since is not None:
+            since = moment(float(self._units.at[0]))
+            yield (
+                f"units of before {since} are forgotten (`store.retention`): the past, which may be of their time in "
+                "an arm, is not used, and error rates hold for that long and no longer"
+            )
+        if account.unknown_arms:
+            yield (
+                f"{account.unknown_arms} exposures are of arms that the plan does not have, and their units are left "
+                "out: the plan was changed while it ran, so that its arms have their units at other times"
+            )
+        elif account.units_in_two_arms > few:
+            yield f"{account.units_in_two_arms} units were seen in two arms, and are left out: assignment is not sticky"
+        if account.drawn_and_forced > few:
+            yield (
+                f"{account.drawn_and_forced} units had an arm, and a rule has sent them to one as well, so they are "
+                "left out: if that follows from what an arm does to them, those who remain are no longer alike"
+            )
+        if account.without_exposure > max(2, account.outcomes // 100):
+            yield (
+                f"{account.without_exposure} of {account.outcomes} reports are of units without an exposure: exposures "
+                "may be lost"
+            )
         if account.without_propensity:
             yield (
                 f"{account.without_propensity} exposures name no known epoch, so nobody knows their propensity: their "
                 "units are left out"
             )
-        if plan.window is None:
-            yield from self._late()
 
     def _silent(self, effect: Effect) -> Iterator[str]:
         """Reports that are missing more in one arm than in the other."""
         plan = self._plan
-        if effect.kind is Kind.BINARY:
+        spec = next(each for each in plan.outcomes if each.name == effect.outcome)
+        if spec.kind is Kind.BINARY or spec.is_of_compared:
             return
         if self._is_weighted:
-            yield from self._silent_of_bandit(effect)
+            yield from self._silent_of_bandit(spec, effect)
             return
         counts = np.array([effect.baseline_units, effect.units], np.float64)
         came = np.bincount(self._arm, minlength=len(plan.order)).astype(np.float64)
@@ -468,11 +523,11 @@ class _Look:
                     f"{counts[0] / came[0]:.1%} of '{effect.baseline}': who reports may differ between the arms"
                 )
 
-    def _silent_of_bandit(self, effect: Effect) -> Iterator[str]:
+    def _silent_of_bandit(self, spec: OutcomeSpec, effect: Effect) -> Iterator[str]:
         """The same of a bandit, whose arms have their units at other times."""
         plan = self._plan
         place, every = plan.order.index(effect.arm), np.ones(self.count, np.bool_)
-        is_told = np.isfinite(self.values(plan.primary)).astype(np.float64)
+        is_told = np.isfinite(self.values(spec)).astype(np.float64)
         if self.count and not is_told.all():
             rho2 = mixture.precision(plan.sample_ratio_alpha, plan.units)
             found = self._difference(is_told, every, place, plan.sample_ratio_alpha, rho2)
@@ -480,6 +535,32 @@ class _Look:
                 yield (
                     f"'{effect.outcome}' is reported for {found.treatment[-1]:.1%} of '{effect.arm}' and "
                     f"{found.baseline[-1]:.1%} of '{effect.baseline}', weighted: who reports may differ"
+                )
+
+    def _ceased(self) -> Iterator[str]:
+        """Reports that come no more, of outcomes of which a unit without one counts as 0."""
+        came = self._units.at[: self.count]
+        for spec in self._plan.outcomes:
+            is_zero = spec.kind is Kind.BINARY or spec.missing is Missing.ZERO
+            reports = self._reports(spec.name)
+            if spec.measure or not is_zero or not reports.at.size:
+                continue
+            last = float(reports.at.max())
+            before = int(np.searchsorted(came, last, side="right"))
+            since = came.size - before
+            if since * np.unique(reports.unit).size > _CEASED * before:
+                yield (
+                    f"no report of '{spec.name}' is of after {moment(last)}, and {since} units have come since, which "
+                    "count as 0: whatever reports it may have stopped"
+                )
+
+    def _misdated(self) -> Iterator[str]:
+        """Reports that a clock or time zone may have put before their unit came. A hint: some things happen before."""
+        for name, (before, after) in self._units.near.items():
+            if before > 2 * after + _FEW_DATED:
+                yield (
+                    f"{before} reports of '{name}' are dated in the day before their unit came, and {after} in the day "
+                    "after it: with a wrong clock or time zone, what an arm has done is taken for the past"
                 )
 
     def _novelty(self, effect: Effect) -> Iterator[str]:
