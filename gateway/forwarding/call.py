@@ -282,12 +282,14 @@ class Call:
         id, sequence = self._work.upstream_id, self._work.own_sequence
         request = request_for(variant, self.body, self.head, id=id, extra=sequence) if large is None else b""
         client = self.new_client(attempt)
+        # A request with a sequence id of its caller's own is not passed on: `Relay._wants_whole` has it collected.
         if large is None:
             client.request = request
-            self.watch(attempt, client)
-        # A request with a sequence id of its caller's own is not one of these: `Relay._wants_whole` has it collected.
         elif large.put_into(client, variant, self.head, id):
             attempt.began = 0.0  # how long it takes is its caller's affair too
+            connection.submit(client)
+            return
+        self.watch(attempt, client)
         connection.submit(client)
 
     def _join(self) -> None:
@@ -303,11 +305,16 @@ class Call:
         return client
 
     def watch(self, attempt: Attempt, client: ClientCall) -> None:
-        """Limit the time of an attempt whose request is here whole, and have a second one follow if it is slow."""
+        """Limit the time of an attempt whose request is here whole, and have a second one follow if it is slow.
+
+        None follows a large request: its bytes are nowhere that both could have them from.
+        """
         seconds = attempt.variant.attempt_timeout
         if seconds:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._too_late, client)
-        if attempt.number == 1 and self._inference.hedges.table and self._tell_alone is None and self._hedge is None:
+        if attempt.number > 1 or not self._inference.hedges.table or self._large is not None:
+            return
+        if self._tell_alone is None and self._hedge is None:
             self._hedge = maybe_hedge(self, self._inference, self._work)
 
     def _too_late(self, client: ClientCall) -> None:

@@ -172,8 +172,7 @@ class Laid:
             return False
         client.request = request
         self._keep(client, placed.kept(names, answer))
-        if self._large is None:
-            self._call.watch(attempt, client)
+        self._call.watch(attempt, client)
         placed.sent()
         if answer is not None:
             answer.sent()

@@ -20,7 +20,7 @@ from gateway.types import Parameter, Variant
 from gateway.upstream.endpoint import Endpoint
 
 SequenceKey = tuple[str, Parameter]
-"""Public model and sequence id at Triton; 5 and "5" are different sequences for Triton, so they are here."""
+"""Public model and sequence id at Triton, where 5 and "5" are different sequences. Not a key of a dict: 1 == True."""
 
 ID: Final = "sequence_id"
 
@@ -41,26 +41,27 @@ class Sequences:
         """idle: seconds without a request after which a sequence is forgotten. most: sequences that are kept."""
         self._idle = idle
         self._most = most
-        self._pins: OrderedDict[SequenceKey, tuple[float, Pin]] = OrderedDict()  # least recently used first
+        self._pins: OrderedDict[str, tuple[float, Pin]] = OrderedDict()  # by `text_of`, least recently used first
 
     def __len__(self) -> int:
         return len(self._pins)
 
     def maybe_find(self, key: SequenceKey, now: float) -> Pin | None:
         self._forget_idle(now)
-        found = self._pins.get(key)
+        found = self._pins.get(text_of(key))
         return found[1] if found else None
 
     def pin(self, key: SequenceKey, pin: Pin, now: float) -> None:
         """Note where a sequence lives, and that it was used now."""
-        self._pins[key] = (now, pin)
+        text = text_of(key)
+        self._pins[text] = (now, pin)
         pin.endpoint.needed_at = now
-        self._pins.move_to_end(key)
+        self._pins.move_to_end(text)
         if len(self._pins) > self._most:
             self._pins.popitem(last=False)
 
     def end(self, key: SequenceKey) -> None:
-        self._pins.pop(key, None)
+        self._pins.pop(text_of(key), None)
 
     def _forget_idle(self, now: float) -> None:
         while self._pins:

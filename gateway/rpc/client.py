@@ -39,7 +39,7 @@ _JUST_OK: Final = ((b"grpc-status", b"0"),)
 UNKNOWN: Final = Code.UNKNOWN
 SERVER: Final = Origin.SERVER
 ASSUMED_STREAMS: Final = 100  # open streams, until the server's SETTINGS arrive
-LEAST_TIME: Final = 0.2  # seconds; a small call is sent at least this timeout, and is still given up at its own
+LEAST_TIME: Final = 0.2  # seconds; a unary call is sent at least this timeout, and is still given up at its own
 MOST_DROPPED: Final = 16 * MiB  # bytes of one header block, above which a connection takes no new calls
 DISCARD_SECONDS: Final = 0.2  # seconds after which a call that was left to finish is reset
 LOST_BY_PROXY: Final = frozenset((b"502", b"503", b"504"))  # it can't be told whether the server behind it has begun
@@ -137,7 +137,7 @@ class ClientCall(Stream):
         text: str = "Locally cancelled by application!",
         origin: Origin = Origin.GIVEN_UP,
     ) -> None:
-        """End the call, at any time. A small call is not reset at once: see `_is_left_to_finish`."""
+        """End the call, at any time. A unary one is not reset at once: see `_is_left_to_finish`."""
         if not self.done:
             if self.id and self.on_released is None and not self._is_left_to_finish():
                 self.reset(ErrorCode.CANCEL)
@@ -146,24 +146,26 @@ class ClientCall(Stream):
     def _is_left_to_finish(self) -> bool:
         """May the server finish the call, though its answer will be dropped?
 
-        This holds for a small unary call that the server has whole. Its answer is mostly on its way, and Triton 2.51
-        may crash when very many calls are reset or outlive their deadlines. A call that takes long is reset all the
-        same.
+        This holds for a unary call whose request the server has whole. Its answer is mostly on its way, and Triton 2.51
+        crashes when calls are reset as it answers them: one caller who cancelled requests of 400 KB ended it for all
+        within seconds. A call that takes long is reset all the same.
         """
-        if self.closed or not self.is_small or self.on_message is not None or self.on_chunk is not None or self.unsent:
+        if self.closed or not self.is_sent or self.on_message is not None or self.on_chunk is not None:
             return False  # one that has closed has an answer that is still being inflated
         connection = cast("ClientConnection", self.connection)
         if connection.discarded >= connection.most_discarded:
             return False
         connection.discarded += 1
         self._discarded = True
+        self.request = b""  # which may be large, as what its caller has may be
+        self.on_front = None
         self._discard_key = self._deadlines.add(connection.now + DISCARD_SECONDS, self, connection.now)
         return True
 
     @property
-    def is_small(self) -> bool:
-        """Is it a unary call with a small request that is here whole?"""
-        return self.request is not None and len(self.request) <= SMALL and not self.request_more
+    def is_sent(self) -> bool:
+        """Is it a unary call whose request the server has whole?"""
+        return self.request is not None and self._half_closed and not self.unsent
 
     def expire(self) -> None:
         """End the call at its deadline; reset one that was left to finish."""
@@ -349,7 +351,7 @@ class ClientConnection(Connection[ClientCall]):
         own: Fields = ()
         if call.deadline is not None and call.on_released is None:
             left = call.deadline - self.now
-            if left < LEAST_TIME and self.most_discarded and call.is_small:
+            if left < LEAST_TIME and self.most_discarded and body is not None:
                 left = LEAST_TIME
             own = (NeverIndexed(b"grpc-timeout", format_timeout(left)),)
         if call.request_encoding:

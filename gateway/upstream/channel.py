@@ -18,8 +18,8 @@ from gateway.types import Metadata
 from gateway.upstream.connection import Answer, CallFailed, StreamCall, StreamListener
 
 MOST_DISCARDED: Final = 100
-"""Small calls that were given up and that a Triton may finish all the same, at once on a connection: told of very many
-that ended early, it may crash."""
+"""Unary calls that were given up and that a Triton may finish all the same, at once on a connection: told of many that
+ended early, it may crash."""
 
 
 MOST_WITH_TWO: Final = 100

@@ -29,6 +29,7 @@ SIZES: Final = {
 _LONGEST: Final = 4096  # bytes of a layout that is remembered, and of a request's that is read
 _KEPT: Final = 1024
 _LENGTHS: Final = 8  # lengths of known layouts that are tried before a message is parsed
+_MOST_STRINGS: Final = 4096  # of one request's BYTES tensors: each is looked at on the event loop
 
 _HARMLESS: Final = frozenset({"triton_enable_empty_final_response"})  # NVIDIA's C++ client sends it with every request
 _FINAL: Final = "triton_final_response"  # an answer is its request's only one, so this holds for each part of it
@@ -88,9 +89,10 @@ class Layouts:
     def maybe_read(self, body: bytes, head: Head) -> tuple[Layout, list[tuple[int, int]]] | None:
         """A message's layout and where each raw content is; None if it can't be merged or taken apart.
 
-        None is the answer for typed or missing contents, shared memory, contents that do not fit their shape, a
-        parameter with a meaning of its own, no batch axis, and unknown fields. In an answer no parameter can be taken
-        apart, as it is about the whole batch. Such a request is sent by itself, and Triton says what is wrong with it.
+        None is the answer for typed or missing contents, shared memory, contents that do not fit their shape, very many
+        strings in a request, a parameter with a meaning of its own, no batch axis, and unknown fields. In an answer no
+        parameter can be taken apart, as it is about the whole batch. Such a request is sent by itself, and Triton says
+        what is wrong with it.
         """
         if head.strays:
             return None
@@ -163,13 +165,17 @@ class Layouts:
         rows = {tensor.shape[0] if tensor.shape else 0 for tensor in tensors}
         if len(rows) != 1 or min(rows) < 1:
             return None
-        parts = []
+        parts: list[Part] = []
         for tensor in tensors:
             part = _maybe_part(tensor)
             if part is None:
                 return None
             parts.append(part)
-        return Layout(_signature(message), rows.pop(), tuple(parts), self._tag, message)
+        count = rows.pop()
+        strings = sum([count * part.row_elements for part in parts if not part.element])
+        if self._is_request and strings > _MOST_STRINGS:
+            return None
+        return Layout(_signature(message), count, tuple(parts), self._tag, message)
 
 
 def _maybe_part(tensor: Any) -> Part | None:

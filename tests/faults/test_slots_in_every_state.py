@@ -290,3 +290,20 @@ async def test_where_too_much_is_computed_for_nobody_tensors_go_as_bytes(tmp_pat
         assert await Asking(rig, way, 20.0).ended() is OK
         assert rig.memory.now().requests["placed"] == MOST_GIVEN_UP + 1
         rig.ledger.check([rig.triton.book])
+
+
+async def test_a_server_that_hangs_costs_a_large_request_one_attempt_and_not_the_call(tmp_path: Path) -> None:
+    """It is here whole when it is sent, so an attempt has its time as that of a small one."""
+    async with (
+        rigged(tmp_path, "16MiB", {"attempt_timeout": "200ms"}) as rig,
+        faulty_proxy(int(rig.running.listen.rpartition(":")[2])) as way,
+    ):
+        await rig.is_as_before()
+        asking = Asking(rig, way, 20.0)
+        assert await asking.ended() is grpc.StatusCode.UNAVAILABLE
+        assert "only: late" in await asking.call.details()
+        assert rig.memory.now().requests == {"placed": 1}
+        assert rig.memory.now().given_up == 1
+        rig.triton.model.may_end.set()
+        await rig.is_as_before()
+        rig.ledger.check([rig.triton.book])

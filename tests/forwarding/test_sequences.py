@@ -40,6 +40,18 @@ def test_models_and_kinds_of_id_are_told_apart() -> None:
     assert sequences.maybe_find(("n", 5), 0) is None
 
 
+@pytest.mark.parametrize("odd", [True, 1.0])
+def test_an_id_that_triton_refuses_is_no_number_however_equal_it_is(odd: bool | float) -> None:
+    """Else whoever sends it moves the sequence of another caller to where it never was, or ends it."""
+    sequences = Sequences(idle=10, most=10)
+    sequences.pin(("m", 1), PIN, 0)
+    assert sequences.maybe_find(("m", odd), 0) is None
+    sequences.pin(("m", odd), OTHER, 0)
+    assert sequences.maybe_find(("m", 1), 0) is PIN
+    sequences.end(("m", odd))
+    assert sequences.maybe_find(("m", 1), 0) is PIN
+
+
 @pytest.mark.parametrize(("after", "found"), [(9.99, PIN), (10, None), (11, None)])
 def test_an_idle_sequence_is_forgotten(after: float, found: Pin | None) -> None:
     sequences = Sequences(idle=10, most=10)

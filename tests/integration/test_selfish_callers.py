@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from played_triton import Behaviour, PlayedTriton, hangs, played
 from traffic import OK, config, gateway, http, patient, traffic, until, write
-from v2_calls import call, channel_to
+from triton_fixture import TritonFactory
+from v2_calls import SERVICE, call, channel_to
+from v2_calls import infer as tensor
+from v2_gateways import transparent_to
 
 from gateway.access.api_keys import hash_of
 from gateway.app import Gateway
@@ -157,3 +162,26 @@ async def test_large_requests_that_are_kept_meanwhile_take_no_room_from_messages
             for each in calls:
                 each.cancel()
             await until(lambda: budget.kept == budget.held == 0, 10, "nothing kept", str)
+
+
+async def test_who_cancels_large_requests_ends_no_triton(triton_factory: TritonFactory) -> None:
+    """Triton 2.51 crashes when calls are reset as it answers them: mostly within two seconds of these."""
+    triton = await triton_factory(["identity_fp32", "add_one_a"])
+    async with transparent_to(triton.grpc_address) as running, contextlib.AsyncExitStack() as stack:
+        channels = [await stack.enter_async_context(channel_to(running.listen)) for _ in range(12)]
+
+        async def cancels(number: int) -> None:
+            draw = random.Random(number)
+            for _ in range(100):
+                values = np.zeros((1, 100_000), np.float32)
+                request = tensor(draw.choice(("identity_fp32", "add_one_a")), values).SerializeToString()
+                asked = channels[number].unary_unary(f"{SERVICE}ModelInfer")(request)
+                await asyncio.sleep(draw.uniform(0, 0.03))
+                asked.cancel()
+                with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
+                    await asked
+
+        await asyncio.gather(*map(cancels, range(12)))
+        outcome = await call(channels[0], tensor("add_one_a"))
+        assert outcome.code is OK, outcome.text
+        assert triton.is_running

@@ -159,6 +159,16 @@ def test_what_can_not_be_merged_safely_goes_alone(message: pb.ModelInferRequest)
     assert read(Layouts(pb.ModelInferRequest), message) is None
 
 
+@pytest.mark.parametrize(("rows", "is_read"), [(2048, True), (2049, False)])
+def test_a_request_of_very_many_strings_goes_alone(rows: int, is_read: bool) -> None:
+    """Each is looked at on the event loop, and 64 MiB of empty ones come in 64 KiB that are compressed."""
+    message = request_message(2)
+    for tensor in message.inputs:
+        tensor.shape[0] = rows
+    message.raw_input_contents[:] = [bytes(12 * rows), bytes(8 * rows)]
+    assert (read(Layouts(pb.ModelInferRequest), message) is not None) == is_read
+
+
 def test_typed_contents_go_alone() -> None:
     message = pb.ModelInferRequest(model_name="m")
     tensor = message.inputs.add(name="x", datatype="FP32", shape=[1, 1])
