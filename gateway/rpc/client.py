@@ -36,7 +36,7 @@ from gateway.rpc.stream import Stream
 from gateway.status import OK, Code, Origin
 
 _RESPONSE: Final = ResponseReceived  # a module constant, as in `connection`
-_JUST_OK: Final = ((b"grpc-status", b"0"),)
+_JUST_OK: Final[Fields] = ((b"grpc-status", b"0"),)
 UNKNOWN: Final = Code.UNKNOWN
 SERVER: Final = Origin.SERVER
 ASSUMED_STREAMS: Final = 100  # open streams, until the server's SETTINGS arrive
