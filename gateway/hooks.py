@@ -529,6 +529,7 @@ class Watched:
     """Models whose series end, since the last reading."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class CallObserver(Protocol):
     """Gets the events of one call, in the order in which they happen."""
 
@@ -545,6 +546,7 @@ class CallObserver(Protocol):
     def ended(self, event: CallEnded) -> None: ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Hooks(Protocol):
     """The receiver of the core's events."""
 
@@ -566,6 +568,7 @@ class Hooks(Protocol):
     def connection_full(self, event: ConnectionFull) -> None: ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Listener(Protocol):
     """One of several receivers of the core's events, behind `Hooks` that call all of them."""
 
@@ -589,7 +592,7 @@ class Listener(Protocol):
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class NoObserver:
+class NoObserver(CallObserver):
     """Ignores all events of a call."""
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:
@@ -605,7 +608,7 @@ class NoObserver:
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class NoHooks:
+class NoHooks(Hooks):
     """Ignores all events: for tools and tests that need no telemetry."""
 
     traces: bool = False
@@ -627,7 +630,7 @@ class NoHooks:
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class NoListener:
+class NoListener(Listener):
     """Ignores all events: a base for listeners that need only some of them."""
 
     traces: bool = False  # does it trace calls?

@@ -5,7 +5,7 @@ Both the awaiting and the callback way of forwarding drive this one object.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -69,7 +69,7 @@ class Attempts:
         "scopes",
     )
 
-    def __init__(self, plan: Plan, pools: Mapping[str, Pool], most: int) -> None:
+    def __init__(self, plan: Plan, pools: dict[str, Pool], most: int) -> None:
         self._targets = plan.targets
         self.reason = plan.reason  # why that variant is the first
         self.last: Attempt | None = None

@@ -603,7 +603,8 @@ class Call:
     def _trailing(self, client: ClientCall, model_version: str) -> Fields:
         """What an answer ends with; notes who gave it."""
         self.served, who = self._who(model_version)
-        from_upstream, echo = _answer_fields(client.trailing), self._caller.metadata.echo
+        echo = self._caller.metadata.echo
+        from_upstream = () if client.is_just_ok else _answer_fields(client.trailing)
         return (*from_upstream, *who, *echo) if from_upstream or echo else who
 
     def _who(self, model_version: str) -> tuple[Served, Fields]:
@@ -976,11 +977,13 @@ class Call:
             self._fail(Bug(BUG_TEXT))
 
 
-_known_fields: Final[dict[Fields, Fields]] = {}  # a plain dict, since two are looked up on every call
+_known_fields: Final[dict[Fields, Fields]] = {}
 
 
 def _answer_fields(fields: Fields) -> Fields:
     """What of an upstream's headers or trailers the caller gets."""
+    if not fields:
+        return fields
     found = _known_fields.get(fields)
     if found is None:
         make_room(_known_fields, _FIELDS_KEPT)

@@ -360,7 +360,7 @@ class Inference:
         self.sequences.pin(key, pin, self.clock())
         return Work(route, head, facts, attempts, observer, key, known)
 
-    def _places(self, route: Route, facts: Facts, key: SequenceKey) -> tuple[Plan, Mapping[str, Pool]]:
+    def _places(self, route: Route, facts: Facts, key: SequenceKey) -> tuple[Plan, dict[str, Pool]]:
         """Where a sequence of this id begins: the same endpoint for every worker that sees the same health.
 
         returns: the variants to try, and their pools in the order in which they are to be.
@@ -718,7 +718,7 @@ def _is_reached(pools: Mapping[str, Pool]) -> bool:
     return any(isinstance(pool, Reached) for pool in pools.values())
 
 
-def _attempts_at(route: Route, chosen: Plan, pools: Mapping[str, Pool]) -> Attempts:
+def _attempts_at(route: Route, chosen: Plan, pools: dict[str, Pool]) -> Attempts:
     """At the places of a sequence, by all gateways in the same order, and at as many of them."""
     most = max(route.attempts, MOST_REACHED) if _is_reached(pools) else route.attempts
     return Attempts(Plan(chosen.targets, "sequence"), pools, most)

@@ -27,9 +27,9 @@ class Topology:
     """Public models, the upstreams that serve them, and the pipelines that call them."""
 
     routes: Routes
-    pools: Mapping[str, Pool]
+    pools: dict[str, Pool]
     pipelines: Mapping[str, PipelineModel] = field(default_factory=dict)
-    merges: Mapping[str, MergeSettings] = field(default_factory=dict)  # by public model; only those that merge requests
+    merges: dict[str, MergeSettings] = field(default_factory=dict)  # by public model; only those that merge requests
     captures: Mapping[str, Take] = field(default_factory=dict)  # by the model name that callers use
 
     def limited_to(self, scope: Scope) -> Topology:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from mypy_extensions import mypyc_attr
+from mypy_extensions import i64, mypyc_attr
 
 from gateway.bounded import make_room
 from gateway.http2.frames import (
@@ -155,8 +155,13 @@ class _Stream:
         self.is_ready = False  # has a place in `Engine._ready`
 
 
+_NONE: Final = _Stream(-1, 0, 0)
+
+
 class Engine:
     """One end of a connection, in either role: `server_engine` and `client_engine` make it."""
+
+    _latest = _NONE  # the stream that was asked for last
 
     def __init__(self, limits: Limits, is_client: bool) -> None:
         self.glitches = 0  # frames that an honest peer has little reason to send; the owner resets the count
@@ -250,6 +255,15 @@ class Engine:
         """The number of the frame or header block that has arrived in part, or 0. DATA frames do not count."""
         return self._units + 1 if self._rest or self._block_id else 0
 
+    def _maybe_stream(self, stream_id: int) -> _Stream | None:
+        """The open stream of this number. It is mostly the same as the last time: frames of one come together."""
+        if self._latest.id != stream_id:
+            found = self._streams.get(stream_id)
+            if found is None:
+                return None
+            self._latest = found
+        return self._latest
+
     # Receiving
 
     def receive_data(self, data: bytes) -> None:
@@ -262,7 +276,8 @@ class Engine:
             self._rest = b""
         self.is_behind = False
         self._bodies_left = BODIES_AT_ONCE
-        at, size = 0, len(data)
+        at: i64 = 0  # compiled, a plain machine integer: a header has nine bytes, which are read one by one
+        size: i64 = len(data)
         if self._in_preface:
             at = self._read_preface(data)
         while at < size:
@@ -280,7 +295,7 @@ class Engine:
             stream_id = number(data, at + 5) & MOST_ID
             if length > MOST_OTHER:
                 self._check_length(data, kind, length)
-            end = start + length
+            end: i64 = start + length
             if kind == DATA and self._greeted and not (flags & PADDED and start == size and length):
                 if self._block_id:
                     raise EngineError(_PROTOCOL, _WITHIN_BLOCK)
@@ -324,7 +339,7 @@ class Engine:
     def skip_body(self, size: int) -> None:
         """Take note of bytes of that frame that are taken elsewhere: of all but its last one, which ends it here."""
         self._body_left -= size
-        stream = self._streams.get(self._body_id)
+        stream = self._maybe_stream(self._body_id)
         if stream is not None and stream.length >= 0:
             stream.received += size
 
@@ -396,7 +411,7 @@ class Engine:
             raise EngineError(_FLOW, "more DATA than the connection's window allows")
         self._receive_window -= padding
         self._padding_left = padding - 1
-        stream = self._streams.get(stream_id)
+        stream = self._maybe_stream(stream_id)
         if stream is not None:
             stream.receive_window -= padding  # below zero no more DATA is accepted
 
@@ -404,7 +419,7 @@ class Engine:
         """Take in a DATA frame of `length` bytes, of which `part` has arrived."""
         self._units += 1
         self._bodies_left -= 1
-        stream = self._streams.get(stream_id)
+        stream = self._maybe_stream(stream_id)
         if length > self._receive_window:
             raise EngineError(_FLOW, "more DATA than the connection's window allows")
         self._receive_window -= length
@@ -428,7 +443,7 @@ class Engine:
             return end
         end = min(at + self._body_left, len(data))
         self._body_left -= end - at
-        self._deliver(self._streams.get(self._body_id), data[at:end])
+        self._deliver(self._maybe_stream(self._body_id), data[at:end])
         return end
 
     def _deliver(self, stream: _Stream | None, data: bytes) -> None:
@@ -540,7 +555,7 @@ class Engine:
         self._block = bytearray(part[at:])
 
     def _whole_block(self, flags: int, stream_id: int, block: bytes) -> None:
-        stream = self._streams.get(stream_id)
+        stream = self._maybe_stream(stream_id)
         ends = flags & END_STREAM != 0
         if stream is None:
             if self._is_client or not stream_id & 1 or stream_id <= self._last_id:
@@ -568,7 +583,7 @@ class Engine:
             if not ends:
                 self._strays.add(stream_id, self._last_id)
             return  # the peer knows from our GOAWAY that the stream is ignored
-        self._streams[stream_id] = stream
+        self._streams[stream_id] = self._latest = stream
         stream.state = HALF_CLOSED_REMOTE if ends else OPEN
         if head is None or (ends and head.length > 0):
             self._refuse(stream, _PROTOCOL, self._malformed if head is None else _WRONG_LENGTH)
@@ -608,7 +623,7 @@ class Engine:
             self._move(stream, TRAILERS)
 
     def _tell_dropped(self, stream_id: int) -> None:
-        stream = self._streams.get(stream_id)
+        stream = self._maybe_stream(stream_id)
         if stream is not None and stream.state < HALF_CLOSED_REMOTE:
             limit = self._limits.header_list_bytes_hard
             self._events.append(HeadersDropped(stream_id, stream.state < AWAITING, limit, self._block_size))
@@ -678,7 +693,7 @@ class Engine:
             if self._send_window > MOST_WINDOW:
                 raise EngineError(_FLOW, "a flow-control window is too large")
             return
-        stream = self._streams.get(stream_id)
+        stream = self._maybe_stream(stream_id)
         if stream is None:
             self._check_known(stream_id, "WINDOW_UPDATE")
         elif not more:
@@ -698,7 +713,7 @@ class Engine:
     def _rst_stream(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise EngineError(_SIZE, "RST_STREAM must have 4 bytes")
-        stream = self._streams.get(stream_id)
+        stream = self._maybe_stream(stream_id)
         if stream is None:
             self._check_known(stream_id, "RST_STREAM")
             self._bodies_left -= 1  # takes time of this turn; free, as the frame may have crossed the stream's end
@@ -810,6 +825,8 @@ class Engine:
 
     def _close(self, stream: _Stream, code: int, by: EndedBy = BOTH, fault: str = "") -> None:
         del self._streams[stream.id]
+        if self._latest is stream:
+            self._latest = _NONE
         if stream.queued:
             self._queued -= stream.queued
             stream.queued = 0
@@ -896,7 +913,7 @@ class Engine:
             return
         first, last = self._encoder.encode(head), self._encoder.encode(status)
         if own:
-            last += self._encoder.encode(own)
+            last = last + self._encoder.encode(own)  # `+=` would not know that these are bytes, once it is compiled
         if len(first) > SMALL_BLOCK or len(last) > SMALL_BLOCK:
             self._send_block(stream, first, False)
             self.send_data(stream_id, body)
@@ -969,7 +986,7 @@ class Engine:
 
     def reset_stream(self, stream_id: int, code: int = ErrorCode.CANCEL) -> None:
         """Send RST_STREAM. raises: EngineError if the stream is not open."""
-        stream = self._streams.get(stream_id)
+        stream = self._maybe_stream(stream_id)
         if stream is None:
             raise EngineError(ErrorCode.STREAM_CLOSED, "the stream has ended")
         self._out.append(frame(RST_STREAM, 0, stream_id, code.to_bytes(4, "big")))
@@ -988,7 +1005,7 @@ class Engine:
             self._unacknowledged = 0
         if not stream_id:
             return
-        stream = self._streams.get(stream_id)
+        stream = self._maybe_stream(stream_id)
         if stream is not None and stream.state < HALF_CLOSED_REMOTE:
             stream.unacknowledged += amount
             suffices = 0 <= missing <= stream.receive_window - MOST_PADDING
@@ -1022,7 +1039,7 @@ class Engine:
         """Bytes that wait for window or for their turn, of one stream or of all."""
         if not stream_id:
             return self._queued
-        stream = self._streams.get(stream_id)
+        stream = self._maybe_stream(stream_id)
         return 0 if stream is None else stream.queued
 
     def drop_output(self) -> None:
@@ -1052,7 +1069,7 @@ class Engine:
         self._out.append(goaway_frame(self._last_id, 0))
 
     def _open(self, stream_id: int) -> _Stream:
-        stream = self._streams.get(stream_id)
+        stream = self._maybe_stream(stream_id)
         if stream is None or stream.ends or stream.trailers is not None:
             raise EngineError(ErrorCode.STREAM_CLOSED, "the stream has ended")
         return stream

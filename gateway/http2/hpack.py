@@ -32,6 +32,7 @@ MOST_INTEGER: Final = 1 << 28  # above every length that is accepted
 NEVER_FITS: Final = 16_384  # encoded bytes of a field that no table can hold: a byte takes at most 30 bits
 KEPT: Final = 16  # header blocks that are remembered; those of one connection differ little
 KEPT_BYTES: Final = 1024  # bytes; larger blocks are not remembered
+LATEST: Final = 4  # of those, how many are looked through for a list before it is looked up: an answer has three
 
 _STATIC: Final[list[Field]] = list(HeaderTable.STATIC_TABLE)
 _DYNAMIC: Final = len(_STATIC) + 1  # first index of the dynamic table
@@ -303,6 +304,7 @@ class Encoder:
         self._update = b""  # the size update to send at the start of the next block (section 6.3)
         self._known: dict[tuple[Field, ...], bytes] = {}
         self._chosen: dict[tuple[Field, ...], bytes] = {}  # never indexed, so that no change of the table matters
+        self._latest: list[tuple[Sequence[Field], bytes]] = []  # of both, the blocks that were asked for last
 
     def resize(self, most_bytes: int) -> None:
         """Follow the peer's SETTINGS_HEADER_TABLE_SIZE."""
@@ -310,7 +312,7 @@ class Encoder:
         if capacity != self._capacity:
             self._capacity = self._left = capacity
             self._table.clear()
-            self._known.clear()
+            self._forget()
             self._update = b"\x20" + (_prefixed(0x20, 0x1F, capacity) if capacity else b"")
 
     def encode(self, fields: Sequence[Field], repeats: bool = False) -> bytes:
@@ -318,10 +320,13 @@ class Encoder:
 
         repeats: it is remembered all the same, since many answers are alike.
         """
+        latest = self._maybe_latest(fields)
+        if latest is not None:
+            return latest
         if isinstance(fields, tuple):
             known = self._known.get(fields)
             if known is not None:
-                return known
+                return self._noted(fields, known)
         before, update = len(self._table), self._update
         self._update = b""
         parts = [update]
@@ -334,7 +339,7 @@ class Encoder:
                 parts.append(self._plain(field))
         block = b"".join(parts)
         if len(self._table) != before:
-            self._known.clear()  # an insertion changes the indices of older entries
+            self._forget()  # an insertion changes the indices of older entries
         elif keep and isinstance(fields, tuple):
             make_room(self._known, KEPT)
             self._known[fields] = block
@@ -342,11 +347,14 @@ class Encoder:
 
     def encode_chosen(self, fields: Sequence[Field]) -> bytes:
         """The rest of a block: fields that a caller chose. They are remembered if all of them are `NeverIndexed`."""
+        latest = self._maybe_latest(fields)
+        if latest is not None:
+            return latest
         if not isinstance(fields, tuple):
             return self.encode(fields)
         known = self._chosen.get(fields)
         if known is not None:
-            return known
+            return self._noted(fields, known)
         parts: list[bytes] = []
         for field in fields:
             if not isinstance(field, NeverIndexed):
@@ -357,6 +365,21 @@ class Encoder:
             make_room(self._chosen, KEPT)
             self._chosen[fields] = block
         return block
+
+    def _maybe_latest(self, fields: Sequence[Field]) -> bytes | None:
+        """The block of this very list, if it is among the latest: to find it by its fields takes five times as long."""
+        for known, block in self._latest:
+            if known is fields:
+                return block
+        return None
+
+    def _noted(self, fields: tuple[Field, ...], block: bytes) -> bytes:
+        self._latest = [(fields, block), *self._latest[: LATEST - 1]]
+        return block
+
+    def _forget(self) -> None:
+        self._known.clear()
+        self._latest.clear()
 
     def _plain(self, field: Field) -> bytes:
         index = _STATIC_INDEX.get(field, 0)

@@ -7,7 +7,8 @@ share. Source: grpc `doc/PROTOCOL-HTTP2.md`, gRFC A6 (which failures were not pr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple, cast
+from dataclasses import dataclass
+from typing import Final, cast
 
 from gateway.http2.engine import client_engine
 from gateway.http2.frames import (
@@ -30,12 +31,12 @@ from gateway.rpc.codes import CallFailed, from_field, from_http, from_reset
 from gateway.rpc.connection import Connection
 from gateway.rpc.deadlines import Deadlines
 from gateway.rpc.framing import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
-from gateway.rpc.metadata import Fields, decode_message, format_timeout, is_legal
+from gateway.rpc.metadata import Fields, decode_message, format_timeout, is_legal, is_metadata
 from gateway.rpc.stream import Stream
 from gateway.status import OK, Code, Origin
 
 _RESPONSE: Final = ResponseReceived  # a module constant, as in `connection`
-_JUST_OK: Final = ((b"grpc-status", b"0"),)
+_JUST_OK: Final[Fields] = ((b"grpc-status", b"0"),)
 UNKNOWN: Final = Code.UNKNOWN
 SERVER: Final = Origin.SERVER
 ASSUMED_STREAMS: Final = 100  # open streams, until the server's SETTINGS arrive
@@ -56,7 +57,7 @@ class ClientCall(Stream):
     """One call to a server.
 
     Give it to `ClientConnection.start`. It ends with exactly one call of `on_done`. After that `code` and `text` have
-    the status, `body` the answer of a unary call, `initial` and `trailing` the metadata.
+    the status, `body` the answer of a unary call, `initial` the metadata before it, and `trailing` all that came after.
     """
 
     request: bytes | None = None  # the message of a unary call, or its front
@@ -66,6 +67,7 @@ class ClientCall(Stream):
     text = ""
     initial: Fields = ()
     trailing: Fields = ()
+    is_just_ok = False  # is the status OK, with nothing beside it in `trailing`?
     origin = SERVER  # who made the status of a call that is done
     unprocessed = False  # the server has not processed the call, so any call may be tried again (gRFC A6)
     on_head: Callable[[ClientCall], None] | None = None
@@ -252,10 +254,12 @@ class ClientCall(Stream):
         self._http_status = b""
 
 
-class ResponseHead(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
     """The header list of a response."""
 
     fields: tuple[Field, ...]
+    metadata: Fields  # what of it is legal metadata
     status: bytes  # HTTP status, followed by a content-type that is not gRPC's
     encoding: bytes  # grpc-encoding
     dropped: bytes  # name of a field that is not legal metadata, or b""
@@ -272,7 +276,8 @@ def _read_head(fields: tuple[Field, ...]) -> ResponseHead:
             encoding = value
         elif name == b"content-type" and not value.startswith(b"application/grpc"):
             wrong = b", content-type " + value[:40]
-    return ResponseHead(fields, status + wrong if status == b"200" else status, encoding, dropped)
+    metadata = tuple([field for field in fields if is_metadata(field[0]) and is_legal(field[0], field[1])])
+    return ResponseHead(fields, metadata, status + wrong if status == b"200" else status, encoding, dropped)
 
 
 def _may_pass(name: bytes, value: bytes) -> bool:
@@ -324,9 +329,8 @@ class ClientConnection(Connection[ClientCall]):
         )
         self._heads: dict[bytes, tuple[Field, ...]] = {}  # by path; our own code chooses paths, so there are few
         self.on_dropped: Callable[[bytes], None] = _ignore  # called with the name of a field that can't be passed on
-        self._last_head = ResponseHead(
-            (), b"", b"", b""
-        )  # the head of the last response, since the next one is probably the same
+        # The head of the last response, since the next one is probably the same
+        self._last_head = ResponseHead((), (), b"", b"", b"")
 
     def has_heard_since(self, other: ClientConnection) -> bool:
         """Has the server said anything here after its last word on another connection?"""
@@ -379,7 +383,7 @@ class ClientConnection(Connection[ClientCall]):
     # Events
 
     def _headers(self, event: HeadersEvent) -> None:
-        call = self.streams.get(event.stream_id)
+        call = self._maybe_stream(event.stream_id)
         if call is None or call.done:
             if call is not None and call.on_released is not None and event.end_stream:
                 call.trailing = event.headers
@@ -394,14 +398,12 @@ class ClientConnection(Connection[ClientCall]):
         call.discarding = head.status != b"200"
         if head.encoding:
             call.encoding = head.encoding
-        fields: Fields = head.fields
         if head.dropped:
             self.on_dropped(head.dropped)
-            fields = _legal(fields)
         if event.end_stream:
-            call.trailing = fields  # the response is trailers-only
+            call.trailing = _legal(head.fields) if head.dropped else head.fields  # the response is trailers-only
             return
-        call.initial = fields
+        call.initial = head.metadata
         if call.on_head is not None and not call.discarding:
             call.on_head(call)
 
@@ -434,7 +436,7 @@ class ClientConnection(Connection[ClientCall]):
         self.inflate(call, compressed, plain)
 
     def _call_failed(self, stream: ClientCall, failure: CallFailed) -> None:
-        if failure.code is Code.RESOURCE_EXHAUSTED and stream.initial:  # an answer that is too large has been made
+        if failure.code is Code.RESOURCE_EXHAUSTED and stream._http_status:  # an answer that is too large has been made
             stream.release_memory(True)
         stream.reset(ErrorCode.CANCEL)
         stream.end(failure.code, failure.text, Origin.ANSWER)
@@ -463,6 +465,7 @@ class ClientConnection(Connection[ClientCall]):
         """End a call whose stream has closed. A status from the server wins over a reset that follows it."""
         if call.trailing == _JUST_OK and call.missing == 0:  # the common case
             self.answered = True
+            call.is_just_ok = True
             call.end(OK, "", SERVER)
             return
         code: Code | None = None

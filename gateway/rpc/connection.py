@@ -109,6 +109,7 @@ class Connection(ABC, Generic[AnyStream]):
         self.wake = wake
         self.now = now
         self.streams: dict[int, AnyStream] = {}
+        self._latest: AnyStream | None = None  # that was asked for last
         self.on_bug: Callable[[Exception], None] = _ignore  # called with an exception that a callback raised
         self.on_laid: Callable[[], None] = _nothing  # called when a body is laid: `receive_view` is worth it
         self.closed = False  # the socket can close once `output` was written
@@ -397,6 +398,14 @@ class Connection(ABC, Generic[AnyStream]):
 
     # Events
 
+    def _maybe_stream(self, stream_id: int) -> AnyStream | None:
+        """The call of this number, if it has not ended. It is mostly the same as the last time."""
+        latest = self._latest
+        if latest is None or latest.id != stream_id:
+            latest = self.streams.get(stream_id)
+            self._latest = latest
+        return latest
+
     def _handle(self, events: list[Event]) -> None:
         control = 0.0
         for at, event in enumerate(events):
@@ -435,7 +444,7 @@ class Connection(ABC, Generic[AnyStream]):
 
     def _data(self, event: DataReceived) -> AnyStream | None:
         """Answers whose it is, if anybody takes it."""
-        stream, data = self.streams.get(event.stream_id), event.data
+        stream, data = self._maybe_stream(event.stream_id), event.data
         # The dropped bytes go back to the connection's window, and to the stream's only if it has to run on to its end.
         if stream is None or stream.done or stream.discarding:
             is_awaited = stream is not None and (not stream.done or stream.runs_out)
@@ -480,8 +489,10 @@ class Connection(ABC, Generic[AnyStream]):
     def _stream_closed(self, event: StreamClosed) -> None:
         if event.by is not BOTH:
             self._count_end(event)
-        stream = self.streams.pop(event.stream_id, None)
+        stream = self._maybe_stream(event.stream_id)
         if stream is not None:
+            self._latest = None
+            del self.streams[event.stream_id]
             if self._watched:
                 self._watched.discard(stream)
             if event.by is not BOTH:
@@ -615,6 +626,7 @@ class Connection(ABC, Generic[AnyStream]):
         self.engine.is_behind = False
         self.engine.drop_output()  # now, and not when Python next looks for cycles
         streams, self.streams = self.streams, {}
+        self._latest = None
         for stream in streams.values():
             stream.ended_by = EndedBy.CONNECTION
         self._ended.extend(streams.values())

@@ -291,7 +291,7 @@ class ServerConnection(Connection[ServerCall]):
         stream_id = event.stream_id
         call = ServerCall(self, stream_id)
         self._last_id = stream_id
-        self.streams[stream_id] = call
+        self.streams[stream_id] = self._latest = call
         if event.end_stream:
             call.remote_done = True
         if len(self.streams) + self._outliving > self._no_check_up_to and self._is_over_limit():

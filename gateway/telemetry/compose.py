@@ -61,7 +61,7 @@ def compose(listeners: Sequence[Listener]) -> Hooks:
     return _Together(tuple(listeners)) if listeners else NoHooks()
 
 
-class _Together:
+class _Together(Hooks):
     def __init__(self, listeners: tuple[Listener, ...]) -> None:
         self._listeners = listeners
         self.traces = any(isinstance(each, NoListener) and each.traces for each in listeners)
@@ -125,7 +125,7 @@ class _Together:
             _log.exception("telemetry: %s failed; calls go on, further failures of it are not logged", name)
 
 
-class _Call(CallHistory):
+class _Call(CallHistory, CallObserver):
     """The events of one call, kept until it has ended."""
 
     __slots__ = ("observers", "owner")

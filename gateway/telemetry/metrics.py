@@ -31,6 +31,7 @@ from gateway.hooks import (
     ConnectionFull,
     EndpointChanged,
     EndpointEjected,
+    Listener,
     QuotasNow,
     RetryRefused,
     ShadowNow,
@@ -94,7 +95,7 @@ class Scrape:
             return encode(self._registry), content_type
 
 
-class Metrics:
+class Metrics(Listener):
     """The listener that counts. There is one per process: prometheus_client keeps its storage per process."""
 
     def __init__(self, settings: MetricsSettings) -> None:

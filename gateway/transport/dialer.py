@@ -13,7 +13,6 @@ import os
 import random
 import socket
 import ssl
-import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from typing import Any, Final
 from gateway.http2.frames import EngineError
 from gateway.http2.limits import UPSTREAM, Limits
 from gateway.rpc.budget import Budget
-from gateway.rpc.client import ClientCall, ClientConnection
+from gateway.rpc.client import UNLIMITED, ClientCall, ClientConnection
 from gateway.rpc.metadata import Fields, text_of
 from gateway.status import Code, Origin
 from gateway.transport.edge import Alarm, Edge
@@ -101,6 +100,7 @@ class WireChannel:
         self._say_dropped_at = 0.0
         self._limits = self.options.limits
         self._together = self.options.together
+        self._once_more = self._try_once_more  # bound once, and not for each call
         self._address, self._authority = _parse(target)
 
     def __repr__(self) -> str:
@@ -116,13 +116,13 @@ class WireChannel:
     def submit(self, call: ClientCall, *, wait_for_ready: bool = False) -> None:
         """Put a call on a connection, now or when there is one. `on_done` is never called before this returns."""
         if not call.retried and not call.request_more:
-            call.on_unprocessed = self._try_once_more
+            call.on_unprocessed = self._once_more
         if self._pending or not self._start(call):
             self._wait(call, wait_for_ready)
 
     def _start(self, call: ClientCall) -> bool:
         best: ClientConnection | None = None
-        fewest = sys.maxsize
+        fewest = UNLIMITED
         for edge in self._edges:
             connection = edge.wire
             taken = len(connection.streams)

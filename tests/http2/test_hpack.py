@@ -113,6 +113,18 @@ def test_a_list_that_comes_again_is_a_few_bytes() -> None:
     assert len(ours.encode(fields)) == len(fields)
 
 
+def test_a_list_that_was_sent_just_now_is_encoded_anew_once_the_table_has_changed() -> None:
+    ours, theirs = Encoder(), hpack.Decoder()
+    fields = ((b":status", b"200"), (b"x-ours", b"1"))
+    for n in range(4):
+        for _ in range(3):  # known by its fields, and then by what it is
+            assert tuple(theirs.decode(ours.encode(fields), raw=True)) == fields
+        theirs.decode(ours.encode([(b"x-number", b"%d" % n)]), raw=True)
+    ours.resize(0)
+    theirs.max_allowed_table_size = 0
+    assert tuple(theirs.decode(ours.encode(fields), raw=True)) == fields
+
+
 def test_what_a_caller_chose_is_in_no_table() -> None:
     ours, theirs = Encoder(), hpack.Decoder()
     for n in range(100):

@@ -32,9 +32,19 @@ def test_a_unary_call_ends_once_with_its_answer() -> None:
     client.finish(call, OK, ("t", "2"))
     assert ends == [call]
     assert (call.code, call.body, call.from_server) == (Code.OK, b"world", True)
-    assert (b"i", b"1") in call.initial
+    assert call.initial == ((b"i", b"1"),)  # nothing of the protocol's own
     assert (b"t", b"2") in call.trailing
+    assert not call.is_just_ok
     assert client.connection.streams == {}
+
+
+def test_nothing_but_ok_is_told() -> None:
+    client = ClientUnderTest()
+    call = client.start(b"hello")
+    client.respond(call)
+    client.h2.send_data(call.id, message(b"world"))
+    client.finish(call, OK)
+    assert (call.code, call.initial, call.is_just_ok) == (Code.OK, (), True)
 
 
 def test_the_request_is_what_grpc_says() -> None:
