@@ -236,7 +236,7 @@ async def test_calls_that_make_room_for_one_another_at_two_models_all_wait_or_ar
     inference = world.inference
     inference.current.now = replace(inference.current.now, routes=routes, pools=pools)
     inference.gates.apply(AdmissionSettings(dict.fromkeys(((name, "net") for name in names), 2000)), 0.0)
-    callers = []
+    callers: list[Asking] = []
 
     def ask(model: str, number: int) -> Asking:
         body = pb.ModelInferRequest(model_name=model, raw_input_contents=[b"x"]).SerializeToString()
