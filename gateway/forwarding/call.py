@@ -102,7 +102,7 @@ class Call:
     _tell_alone: Callable[[bool], None] | None = None
     _timer: asyncio.TimerHandle | None = None  # for the attempt under way, if its time is limited
     _is_late = False  # has that time passed?
-    _pause: asyncio.TimerHandle | None = None  # before the next attempt
+    _pause: asyncio.Handle | None = None  # before the next attempt
     _turn: Turn | None = None  # that it waits for
     _place: Place | None = None  # among the calls in flight, if its model's calls are limited
     _waited = 0.0  # seconds in all, for its turns
@@ -890,7 +890,8 @@ class Call:
         self._stop_waiting()
         self._work.refused = Refused(reason, retry_after)
         self._work.attempts.not_made(self._attempt)
-        self._go_on()
+        # Later, since it may take another call's place elsewhere, that one a third one's, and so on.
+        self._pause = asyncio.get_running_loop().call_soon(self._go_on)
 
     def _stop_waiting(self) -> Turn:
         turn, self._turn = self._turn, None

@@ -1045,9 +1045,9 @@ class Engine:
     def drop_output(self) -> None:
         """Nothing is sent any more: keep nothing that was to be."""
         self._out.clear()
+        self._ready.clear()
+        self._streams.clear()  # so that calls that have not heard of the end yet can add nothing
         self._queued = 0
-        for stream in self._streams.values():
-            stream.queue, stream.queued = None, 0
 
     def copy_queued(self, stream_id: int) -> None:
         """Keep no memory of others for what a stream's peer has not taken yet."""

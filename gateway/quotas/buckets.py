@@ -139,6 +139,8 @@ class Lease(Bucket):
         if self._shared.is_away:
             self._local_bucket().take(units, now)
             return
+        if now - self._credit_at > _STALE_PERIODS * self._shared.period:
+            self._reckon(now)  # else what is used now would be there once more, for the time since, if the store goes
         self._credit -= units
         self.used += units
         self._shared.report(self)

@@ -159,9 +159,12 @@ class ClientCall(Stream):
             return False
         connection.discarded += 1
         self._discarded = True
+        if self.deadline is not None:
+            self._deadlines.discard(self._deadline_key, self)  # before the next one, which may be of the same tick
         self.request = b""  # which may be large, as what its caller has may be
         self.on_front = None
-        self._discard_key = self._deadlines.add(connection.now + DISCARD_SECONDS, self, connection.now)
+        now = max(connection.now, self._deadlines.clock())
+        self._discard_key = self._deadlines.add(now + DISCARD_SECONDS, self, now)
         return True
 
     @property
@@ -186,7 +189,7 @@ class ClientCall(Stream):
         self.origin = origin
         if not self.id:
             self._wake_writer()
-        if self.deadline is not None:
+        if self.deadline is not None and not self._discarded:
             self._deadlines.discard(self._deadline_key, self)
         callback, self.on_done = self.on_done, None
         if callback is not None:

@@ -662,6 +662,7 @@ class Connection(ABC, Generic[AnyStream]):
         elif not self.closed:
             self._keep_alive(now)
             for stream in list(self.streams.values()):
+                stream.give_back_lent()
                 self._tick_stream(stream)
 
     def _tick_stream(self, stream: AnyStream) -> None:

@@ -16,6 +16,10 @@ SLACK: Final = 64  # stale ticks in the heap at which it is rebuilt
 def _nobody(_: object) -> None: ...
 
 
+def _long_ago() -> float:
+    return 0.0
+
+
 class Expiring(Protocol):
     def expire(self) -> None: ...
 
@@ -27,11 +31,12 @@ class Deadlines:
     tick goes when it is due.
     """
 
-    __slots__ = ("_due", "_heap", "on_bug", "on_earlier")
+    __slots__ = ("_due", "_heap", "clock", "on_bug", "on_earlier")
 
     def __init__(self) -> None:
         self.on_earlier: Callable[[float], None] = _nobody  # called with the time of a deadline that is the earliest
         self.on_bug: Callable[[Exception], None] = _nobody  # called with an exception that `expire` of an item raised
+        self.clock: Callable[[], float] = _long_ago  # for those who are told the time only when bytes arrive
         self._due: dict[int, set[Expiring]] = {}
         self._heap: list[int] = []  # the ticks of `_due`, and stale ones
 

@@ -59,6 +59,7 @@ class Stream:
     _prefix = b""  # a part of the next message's prefix
     _charged = 0  # bytes that count in the budget
     _kept = 0  # bytes that count there as copies, until the stream has closed
+    _lent_ticks = -1  # ticks since it was given memory of others to send; -1 if it has none
     # What has arrived of messages and was not read: `_unread_bytes`, from `_unread_at` in the first chunk on
     _unread: deque[bytes] | None = None
     _unread_at = 0
@@ -348,10 +349,18 @@ class Stream:
         self.connection.watch(self)
 
     def keep_until_closed(self, size: int) -> None:
-        """Count bytes that are sent from here, and that their peer may be slow to take."""
+        """Count bytes that are sent from memory of others as copies, which they become if their peer is slow."""
         if not self.closed:
             self._kept += size
+            self._lent_ticks = 0
             self.connection.budget.keep(size)
+
+    def give_back_lent(self) -> None:
+        """Once a second. Copy what its peer has not taken for a second or two, also if the socket takes nothing."""
+        if self._lent_ticks >= 0:
+            self._lent_ticks += 1
+            if self._lent_ticks == 2:
+                self.connection.engine.copy_queued(self.id)
 
     def reset(self, code: int = ErrorCode.CANCEL) -> None:
         """Reset the stream; its end is reported as that of any stream."""
@@ -383,8 +392,6 @@ class Stream:
     def _tick(self, write_ticks: int, min_rate: int) -> bool:
         """Once a second. Has the peer taken less than `min_rate` bytes per second of what waits, for `write_ticks`?"""
         unsent = self.unsent
-        if unsent and self._last_unsent:  # for a second or two
-            self.connection.engine.copy_queued(self.id)
         taken = self._queued - unsent
         slow = unsent > 0 and taken - self._last_taken < min(min_rate, self._last_unsent)
         self._stalled_ticks = self._stalled_ticks + 1 if slow else 0

@@ -252,6 +252,7 @@ class Alarm:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.deadlines = Deadlines()
+        self.deadlines.clock = loop.time
         self.deadlines.on_earlier = self._set
         self.deadlines.on_bug = _log_bug
         self._loop = loop

@@ -139,5 +139,5 @@ class AnswerPlace:
 
     def drop(self) -> None:
         """The call needs what is there no more. To be called once."""
+        self.slot.drop()  # first: another thread that lets go of the last view has it for a moment yet
         self._view.release()
-        self.slot.drop()

@@ -20,6 +20,7 @@ from gateway.v2.placing import aligned, extent
 from gateway.v2.shapes import ImpossibleShape, elements_of
 
 MOST_OUTPUTS: Final = 64
+_SMALL: Final = 16_384  # bytes of a tensor up to which a copy costs less than to send it by itself, and holds no memory
 
 _OUTPUT: Final = 0x2A  # field 5 of ModelInferResponse
 _WANTED: Final = b"\x32"  # field 6 of ModelInferRequest
@@ -142,12 +143,19 @@ def places(answer: bytes, names: Sequence[bytes], sizes: Sequence[int]) -> Seque
 
 
 def pieces(answer: bytes, found: Sequence[tuple[int, int]], memory: memoryview) -> list[bytes | memoryview]:
-    """An answer with its raw tensors, which are parts of `memory`. found: as of `places`."""
-    head = answer[: -len(_EMPTY) * len(found)]
+    """An answer with its raw tensors, of which large ones are parts of `memory`. found: as of `places`."""
     made: list[bytes | memoryview] = []
+    small = [answer[: len(answer) - len(_EMPTY) * len(found)]]
     for begin, size in found:
-        made += (head + _EMPTY[:1] + encode_varint(size), memory[begin : begin + size])
-        head = b""
+        small += (_EMPTY[:1], encode_varint(size))
+        tensor = memory[begin : begin + size]
+        if size <= _SMALL:
+            small.append(bytes(tensor))
+        else:
+            made += (b"".join(small), tensor)
+            small = []
+    if small:
+        made.append(b"".join(small))
     return made
 
 

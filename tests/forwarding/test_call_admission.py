@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 from test_call import ANSWER, REQUEST, Asking, World
+from tritonclient.grpc import service_pb2 as pb
 
 from gateway.forwarding.admission import AdmissionSettings
 from gateway.forwarding.call import Call
 from gateway.forwarding.retry_budget import RetryBudget
-from gateway.routing import Routes
+from gateway.routing import Route, Routes, Split
 from gateway.rpc.client import ClientCall
 from gateway.status import Code, Origin
-from gateway.types import Retry
-from gateway.upstream.endpoint import State
+from gateway.types import Retry, Variant
+from gateway.upstream.endpoint import Endpoint, State
+from gateway.upstream.pool import Pool
 
 FULL = "[request id: <id_unknown>] Exceeds maximum queue size"
 
@@ -217,3 +220,40 @@ def test_how_long_a_call_waited_for_its_turn_is_told(is_cancelled: bool) -> None
         ended = world.hooks.last_ended
     assert ended is not None
     assert ended.waited == pytest.approx(0.25)
+
+
+async def test_calls_that_make_room_for_one_another_at_two_models_all_wait_or_are_refused() -> None:
+    """Each of two callers fills one queue. A third one's call takes a place, whose call takes one at the other, and so
+    on, until both have as many at each."""
+    world = LimitedWorld()
+    names = ("u", "v")
+    endpoints = [Endpoint(name, f"{name}:1", world.connection) for name in names]
+    for endpoint in endpoints:
+        endpoint.state = State.READY
+    pools = {endpoint.upstream: Pool(endpoint.upstream, [endpoint]) for endpoint in endpoints}
+    variants = tuple([Variant(name, name, "net") for name in names])
+    routes = Routes([Route(model, variants, Split.all_to(name)) for model, name in (("m", "u"), ("n", "v"))])
+    inference = world.inference
+    inference.current.now = replace(inference.current.now, routes=routes, pools=pools)
+    inference.gates.apply(AdmissionSettings(dict.fromkeys(((name, "net") for name in names), 2000)), 0.0)
+    callers: list[Asking] = []
+
+    def ask(model: str, number: int) -> Asking:
+        body = pb.ModelInferRequest(model_name=model, raw_input_contents=[b"x"]).SerializeToString()
+        caller = Asking("")
+        caller.number = number
+        callers.append(caller)
+        Call(inference, caller, "ModelInfer", body, inference.requests.peek(body)).begin()
+        return caller
+
+    for _ in range(3000):
+        ask("m", 1)
+        ask("n", 2)
+    gates = [inference.gates.table[name, "net"] for name in names]
+    assert [gate.now("", "").waiting for gate in gates] == [1000, 1000]
+    third = ask("m", 3)
+    for _ in range(3000):
+        await asyncio.sleep(0)
+    assert third.ends == []
+    assert [gate.now("", "").waiting for gate in gates] == [1000, 1000]
+    assert [caller.ends for caller in callers if caller.ends] == [[Code.RESOURCE_EXHAUSTED]]

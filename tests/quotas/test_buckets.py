@@ -146,6 +146,16 @@ def test_what_is_owed_is_owed_when_the_store_goes_and_when_it_comes_back() -> No
     assert lease.wait(1.0, 10.3) == 0
 
 
+def test_what_is_used_after_a_pause_is_not_there_once_more_when_the_store_goes() -> None:
+    shared = SharedBuckets(0.5, 0.1)
+    shared.came_back()
+    lease = Lease("k", 10.0, 10.0, shared)
+    lease.heard(0.0, 0.0)
+    assert used(lease, [20.0] * 50) == 50
+    shared.went_away()
+    assert used(lease, [20.0] * 50) == 0
+
+
 def test_a_share_below_one_request_is_not_refused_for_the_stores_going() -> None:
     shared = SharedBuckets(0.25, 0.1)
     shared.came_back()

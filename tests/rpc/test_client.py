@@ -11,7 +11,7 @@ from h2_peers import ClientUnderTest, message
 
 from gateway.http2.frames import frame
 from gateway.http2.limits import UPSTREAM, Limits, MiB
-from gateway.rpc.client import ClientCall
+from gateway.rpc.client import DISCARD_SECONDS, ClientCall
 from gateway.rpc.metadata import fields_from
 from gateway.status import Code, Meaning, Origin, classify
 
@@ -642,6 +642,34 @@ def test_a_call_that_is_given_up_may_finish_and_its_answer_is_dropped(body: byte
     assert client.connection.streams == {}
     assert client.connection.discarded == 0
     assert ends == calls
+
+
+@pytest.mark.parametrize("how", ["its deadline", "its caller"])
+def test_a_call_that_is_given_up_has_its_time_to_finish_however_long_nothing_has_arrived(how: str) -> None:
+    """As on a connection with few calls, which learns the time by what arrives."""
+    client = ClientUnderTest(most_discarded=100)
+    client.deadlines.clock = lambda: client.now
+    call = client.start(SMALL, deadline=client.now + 0.5 if how == "its deadline" else None)
+    client.now += 0.51
+    if how == "its caller":
+        call.cancel()
+    client.deadlines.expire(client.now)
+    client.pump()
+    assert call.done
+    assert resets(client) == []
+    client.now += 0.25
+    client.deadlines.expire(client.now)
+    client.pump()
+    assert resets(client) == [call.id]
+
+
+def test_a_call_that_is_left_to_finish_is_reset_also_if_its_own_deadline_is_at_that_moment() -> None:
+    client = ClientUnderTest(most_discarded=100)
+    client.start(SMALL, deadline=client.now + DISCARD_SECONDS).cancel()
+    client.deadlines.expire(client.now + 1)
+    client.pump()
+    assert client.connection.discarded == 0
+    assert client.connection.streams == {}
 
 
 @pytest.mark.parametrize(("body", "told"), [(SMALL, b"200000u"), (LARGE, b"200000u"), (None, b"20000u")])

@@ -80,6 +80,20 @@ def test_an_answer_is_whole_byte_for_byte_whatever_the_order(
     assert whole(short, names, sizes, memory) == full
 
 
+def test_only_large_tensors_stay_where_they_are() -> None:
+    """A small one is no frame of its own, and does not hold the memory that others wait for."""
+    sizes = [0, 8, 1 << 20, 4096, 100_000, 1]
+    names = [b"%d" % number for number in range(len(sizes))]
+    outputs = [(name.decode(), "UINT8", [size]) for name, size in zip(names, sizes, strict=True)]
+    memory = bytearray(room_for(sizes))
+    short = answer(outputs, [b""] * len(outputs)).SerializeToString()
+    made = pieces(short, places(short, names, sizes), memoryview(memory))
+    assert [len(piece) for piece in made if isinstance(piece, memoryview)] == [1 << 20, 100_000]
+    assert len(made) == 5
+    assert b"".join(made) == answer(outputs, [bytes(size) for size in sizes]).SerializeToString()
+    assert pieces(b"head", [], memoryview(b"")) == [b"head"]
+
+
 @pytest.mark.parametrize("count", [0, 2])
 def test_one_that_is_smaller_than_its_place_is_as_large_as_it_says(count: int) -> None:
     short = answer([("y", "FP32", [count])], [b""]).SerializeToString()
