@@ -34,9 +34,9 @@ from gateway.experiments.verdict import (
 _DAY = 86_400.0
 _WEIGHTED: Final = "inverse propensity, asymptotic"
 _BETTING: Final = "betting (exact)"
-_RARE: Final = f"; nothing is said until {means.FIRST_OTHERS} units have another value than most"
-_FEW_DATED: Final = 20  # reports
-_CEASED: Final = 10.0  # units that would have had a report by now; by chance none has one in e^-10 of looks
+_RARE: Final = f"; nothing is said until {means.LEAST_VARIED} units have another value than most"
+_FEW_DATED: Final = 20  # reports, of which so many more may be dated before their unit than after it
+_CEASED: Final = 10.0  # units since the last report that would have one; by chance none has, in e^-10 of looks
 
 
 def looks(plan: Plan, units: Units, each: int) -> Iterator[Report]:
@@ -115,7 +115,7 @@ class _Linear:
     value: Floats
     arm: Ints
     past: Past | None  # by which they were adjusted
-    varies: bool  # as of `means`
+    varies: bool  # as `means.varies` has it
 
     def of(self, arm: int) -> means.Arm:
         return means.arm_of_values(self.value[self.arm == arm])
@@ -471,7 +471,7 @@ class _Look:
             yield from self._late()
 
     def _left_out(self) -> Iterator[str]:
-        """Who is not in the data, where those who are may be others for it."""
+        """Units and reports that are left out, where those who remain may be others than those who came."""
         account = self._units.account
         few = max(2, account.units // 100)
         if self._units.forgotten_since is not None:
@@ -538,7 +538,7 @@ class _Look:
                 )
 
     def _ceased(self) -> Iterator[str]:
-        """Reports that come no more, of outcomes of which a unit without one counts as 0."""
+        """Outcomes of which no report comes any more, and a unit without one counts as 0."""
         came = self._units.at[: self.count]
         for spec in self._plan.outcomes:
             is_zero = spec.kind is Kind.BINARY or spec.missing is Missing.ZERO
@@ -555,8 +555,11 @@ class _Look:
                 )
 
     def _misdated(self) -> Iterator[str]:
-        """Reports that a clock or time zone may have put before their unit came. A hint: some things happen before."""
-        for name, (before, after) in self._units.near.items():
+        """Reports that a wrong clock or time zone may have put before their unit came.
+
+        It is a hint, since some things do happen before.
+        """
+        for name, (before, after) in self._units.dated.items():
             if before > 2 * after + _FEW_DATED:
                 yield (
                     f"{before} reports of '{name}' are dated in the day before their unit came, and {after} in the day "
