@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from patience import wait_until
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import serialize_byte_tensor
-from v2_gateways import endpoint_of, wait_until
+from v2_gateways import endpoint_of
 
 from gateway.app import Gateway
 from gateway.upstream.shared_memory import SharedMemory

@@ -21,9 +21,10 @@ import grpc
 import pytest
 from certificates import Authority, read
 from command_line import Command, command, run
+from patience import HANG
 from prometheus_client.parser import text_string_to_metric_families
 from runbook import as_the_page_says, incidents, needs_tools, of_kubernetes, unknown_to_kubectl
-from traffic import HANG, OK, config, http, traffic, until, write
+from traffic import OK, config, http, traffic, until, write
 from triton_fixture import FAST_START
 from v2_calls import Outcome, call, channel_to, infer, numbers
 

@@ -17,11 +17,12 @@ import pytest
 from command_line import free_address
 from h2.connection import H2Connection
 from h2.events import DataReceived, StreamEnded
+from patience import wait_until
 from shared_regions import in_use, memory_of, of_bytes, placed
 from triton_fixture import DTYPES, TritonFactory
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, call, channel_to, infer
-from v2_gateways import Script, endpoint_of, gateway_of, wait_until
+from v2_gateways import Script, endpoint_of, gateway_of
 
 from gateway.app import Gateway
 from gateway.assemble import LEAST_PLACED

@@ -146,7 +146,7 @@ def test_what_is_owed_is_owed_when_the_store_goes_and_when_it_comes_back() -> No
     assert lease.wait(1.0, 10.3) == 0
 
 
-def test_a_share_below_one_request_is_not_refused_for_the_stores_going() -> None:
+def test_a_caller_whose_share_is_below_one_request_is_let_in_as_the_store_goes() -> None:
     shared = SharedBuckets(0.25, 0.1)
     shared.came_back()
     lease = Lease("k", 1.0, 1.0, shared)

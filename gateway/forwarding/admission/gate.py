@@ -186,9 +186,8 @@ class Gate:
 
     def _note(self, is_full: bool, now: float) -> None:
         """Keep the share of time in which there was no place free, of the last while."""
-        least = (
-            _LEAST_STANDING + 2.0 * _LONGEST_STALL if self._room else _LEAST_STANDING
-        )  # a stall is no standing queue
+        # A stall is no standing queue.
+        least = _LEAST_STANDING + 2.0 * _LONGEST_STALL if self._room else _LEAST_STANDING
         span = max(_STANDING * self._adaptive.latency, least)
         state = 1.0 if self._was_full else 0.0
         self._full_share += (state - self._full_share) * min(1.0, (now - self._noted_at) / span)
