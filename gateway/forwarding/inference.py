@@ -85,6 +85,9 @@ from gateway.v2.shared_memory import uses_shared_memory
 from gateway.v2.versions import maybe_version, read_version
 
 _ALL: Final = Direct.ALL  # a global is faster than an enum's attribute
+_MOST_RETURNS: Final = 3
+_NO_FAULT: Final = ("", LIMITED, SAMPLE)  # reasons why another variant has answered that are no fault of the first one
+_DECISIONS_KEPT: Final = 1024  # callers choose what is decided about
 
 
 @dataclass(slots=True)
@@ -102,11 +105,6 @@ class Decision:
     plan: Plan | None  # None: it depends on more than that
     owner: str = ""  # whose own its sequence's id is; "": it is nobody's, and Triton gets it as it is
     member: Member | None = None  # of an experiment, once a call has found out
-
-
-_MOST_RETURNS: Final = 3
-_NO_FAULT: Final = ("", LIMITED, SAMPLE)  # of a variant that another one stands in for
-_DECISIONS_KEPT: Final = 1024  # callers choose what is decided about
 
 
 class Inference:
@@ -127,7 +125,7 @@ class Inference:
         self.sequences = sequences
         self.clock = clock
         self.draw = draw
-        self._retries: dict[str, RetryBudget] = {}  # by public model, or variant's own name
+        self._retries: dict[str, RetryBudget] = {}  # by public model, or variant's own name; "": of all other names
         self.circuits = Circuits(current, hooks, clock, draw)
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
