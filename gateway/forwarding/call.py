@@ -520,7 +520,7 @@ class Call:
         self._reply(client, body, head, more)
 
     def _give_in_pieces(self, client: ClientCall, pieces: Sequence[bytes | memoryview], head: Head) -> None:
-        """Give an answer that is not in one piece, of a model whose answers nobody looks at before they are given."""
+        """Give an answer whose tensors are in shared memory: no check, experiment or merge point is to see it."""
         assert self._parts is not None  # noqa: S101  (nobody else gets such an answer)
         self._answered = self._inference.attempt_answered(self._work)
         self._answered_bytes = sum([len(piece) for piece in pieces])

@@ -16,8 +16,7 @@ import grpc
 import numpy as np
 import pytest
 from patience import wait_until
-from shared_regions import in_use, memory_of, nothing_held, placed
-from test_placed_tensors import PROBES, end_by_their_deadline, stopped
+from shared_regions import PROBES, end_by_their_deadline, in_use, memory_of, nothing_held, placed, stopped
 from triton_fixture import DTYPES, TritonFactory
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, call, channel_to
