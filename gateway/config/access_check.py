@@ -18,7 +18,8 @@ from gateway.rpc.metadata import is_metadata
 
 _AT: Path = ("access",)
 _MOST = 20  # findings of one kind
-_OF_ONE_HOP = ("traceparent", "tracestate", "user-agent")  # beside those of the protocol
+_OF_ONE_HOP = ("traceparent", "tracestate", "user-agent")
+"""Metadata that is not passed on, beside the protocol's own. `forwarding.metadata` decides; a test compares them."""
 
 
 def problems(config: Config) -> Iterator[Problem]:

@@ -33,6 +33,8 @@ CallerName = Annotated[
     access.CallerName,
     WithJsonSchema({"type": "string", "x-kind": "caller", "x-range": "1 to 200 printable characters"}),
 ]
+"""Any name that a grant may have, but none of a group."""
+
 Rate = Annotated[Number, Field(gt=0, le=1e9)]
 
 

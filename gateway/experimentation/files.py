@@ -116,7 +116,7 @@ def analyse(plan: Plan, exposures: str, outcomes: str, *, each: int | None, as_j
 
 
 def _are_rounded(records: Sequence[Exposure] | Sequence[Outcome]) -> bool:
-    """Days of any time zone are whole hours."""
+    """Have they days or hours in place of times? A day begins at a full hour of UTC in nearly all time zones."""
     return bool(records) and all(each.at % _HOUR == 0.0 for each in records)
 
 

@@ -78,15 +78,15 @@ class NewVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What counts of an experiment."""
+    """What counts of an experiment at some time."""
 
     units: Units
     stop: Stop | None  # how it was stopped, if it was
-    at: float  # Unix time of which a report is: now, or the end
+    at: float  # that time, in Unix seconds: now, or its end
 
 
 def seen_of(store: EpochStore, plan: Plan, now: float) -> Seen:
-    """What counts of an experiment by now. Of one that was stopped a report says for good what it said then.
+    """What counts of an experiment by now, or by the time at which it was stopped.
 
     :raises StoreAway: if the store can't be used.
     :raises CommandFailed: if there are no units yet, or they are of another plan.
@@ -106,7 +106,7 @@ def seen_of(store: EpochStore, plan: Plan, now: float) -> Seen:
     if not units.at.size:
         raise CommandFailed(f"{name}: nobody takes part yet")
     if start is not None and start < exposures[0].at:
-        units = units.forgotten(start)
+        units = units.since_start(start)
     return Seen(units, stop, min(until, max(units.end, now)))
 
 

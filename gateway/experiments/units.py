@@ -66,17 +66,19 @@ class Units:
     end: float  # the latest time of any record
     epochs: tuple[Epoch, ...] = ()  # of a bandit …
     epoch: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # … and the number of each unit's
-    near: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    dated: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """By outcome: reports of the day before their unit came, and of the day after it if that has passed."""
     forgotten_since: float | None = None  # Unix time of the first exposure, if those of then are no longer kept
 
     def without_past(self) -> Units:
-        """The same, of which what was before their exposure is not used: they may have had an arm by then."""
+        """The same units without what they did before their exposure, as they may have had their arm by then."""
         return replace(self, past={name: np.full_like(past, np.nan) for name, past in self.past.items()})
 
-    def forgotten(self, start: float) -> Units:
-        """The same of an experiment that began then, of which the first exposures are no longer kept. Units that come
-        again are told of anew, and what is dated before that may be of their time in an arm."""
+    def since_start(self, start: float) -> Units:
+        """The same of an experiment that began at `start`, and whose first exposures are no longer kept.
+
+        A unit that comes again is then exposed anew, and what is dated before that may be of its time in an arm.
+        """
         return replace(self.without_past(), forgotten_since=start)
 
     def propensities(self, plan: Plan) -> Floats:
@@ -114,7 +116,7 @@ def join(
         reports.add(outcome, places.get(unit), unit in seen.excluded)
     end = max(seen.end, reports.end)
     counted, past = reports.split(ats, plan.window)
-    return Units(arms, ats, counted, past, account, end, tuple(epochs), of_epoch, near=reports.near(ats, end))
+    return Units(arms, ats, counted, past, account, end, tuple(epochs), of_epoch, dated=reports.dated(ats, end))
 
 
 class _Exposed:
@@ -185,8 +187,11 @@ class _Exposed:
 
 
 def _when(unit: tuple[float, int, str, int]) -> tuple[float, int]:
-    """Of units of one moment, as where a file has days, a hash decides. The file's order may be that of the arms, and
-    the bets on proportions need arms that come as if drawn."""
+    """The place of a unit in the order of their coming.
+
+    Among units of one moment, as where a file has days, a hash decides. A file's own order may be that of the arms, and
+    the bets on proportions need arms that come as if drawn.
+    """
     at, _, name, _ = unit
     return at, crc32(name.encode("utf-8", "surrogatepass"))
 
@@ -244,8 +249,8 @@ class _Reported:
             past[name] = per_unit(unit[is_past], value[is_past], times[is_past], exposed.size)[0]
         return reports, past
 
-    def near(self, exposed: Floats, end: float) -> dict[str, tuple[int, int]]:
-        """As `Units.near`."""
+    def dated(self, exposed: Floats, end: float) -> dict[str, tuple[int, int]]:
+        """As `Units.dated`."""
         found = {}
         for name, rows in self.rows.items():
             table = np.array(rows, np.float64)

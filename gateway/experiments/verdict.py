@@ -16,6 +16,7 @@ NOT_COMPARED: Final = "not compared, since shares changed on the way: weights ar
 
 _EPOCHS_TOLD: Final = 24  # to people
 
+# The numbers of `units.Account` in words: what there was, and what does not count.
 _RECORDS: Final = {
     "exposures": "exposures",
     "units": "units",
@@ -35,7 +36,6 @@ _LEFT_OUT: Final = {
     "after_window": "reports after the window",
     "after_end": "reports after the end",
 }
-"""Names of an account, in words."""
 
 
 class Judgement(Enum):
@@ -90,7 +90,7 @@ class Effect:
 
     @property
     def is_reported(self) -> bool:
-        """Of units of both arms?"""
+        """Are there reports of units of both arms?"""
         return min(self.units, self.baseline_units) > 0
 
 
@@ -339,8 +339,10 @@ def guarded(effect: Effect, worse_by: Amount) -> Guard:
 
 
 def distance(guardrail: GuardrailState) -> float:
-    """How much the best that is plausible is above the limit, as the limit is stated; below 0 it is breached, and inf
-    while nothing is known."""
+    """How much the best that is plausible is above the limit, as the limit is stated.
+
+    Below 0 the guardrail is breached; it is inf while nothing is known.
+    """
     effect, limit = guardrail.effect, guardrail.worse_by
     if not effect.is_reported:
         return math.inf

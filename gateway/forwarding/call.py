@@ -307,7 +307,7 @@ class Call:
     def watch(self, attempt: Attempt, client: ClientCall) -> None:
         """Limit the time of an attempt whose request is here whole, and have a second one follow if it is slow.
 
-        None follows a large request: its bytes are nowhere that both could have them from.
+        A large request has no second attempt, since its bytes are kept in no place that both could be sent from.
         """
         seconds = attempt.variant.attempt_timeout
         if seconds:
@@ -520,14 +520,14 @@ class Call:
         self._reply(client, body, head, more)
 
     def _give_in_pieces(self, client: ClientCall, pieces: Sequence[bytes | memoryview], head: Head) -> None:
-        """Give an answer that is not in one piece, of a model whose answers nobody looks at before they are given."""
+        """Give an answer whose tensors are in shared memory: no check, experiment or merge point is to see it."""
         assert self._parts is not None  # noqa: S101  (nobody else gets such an answer)
         self._answered = self._inference.attempt_answered(self._work)
         self._answered_bytes = sum([len(piece) for piece in pieces])
         trailing = self._trailing(client, head.model_version)
         self._parts.reply_in_pieces(pieces, self._answered_bytes, _answer_fields(client.initial), trailing)
         if self._shadows or (self._counted is not None and self._counted.looks > 0):
-            self._tell_of(b"".join(pieces))
+            self._tell_answer(b"".join(pieces))
         self._end(OK, "")
 
     # Answers that are looked at first
@@ -577,11 +577,11 @@ class Call:
         trailing = self._trailing(client, head.model_version)
         self._caller.reply(body, _answer_fields(client.initial), (*trailing, *more) if more else trailing)
         if self._shadows or self._counted is not None:
-            self._tell_of(body)
+            self._tell_answer(body)
         self._end(OK, "")
 
-    def _tell_of(self, body: bytes) -> None:
-        """Those hear of an answer who compare it with another variant's, or count how many are wrong."""
+    def _tell_answer(self, body: bytes) -> None:
+        """Give the answer to what compares it with another variant's, and to what counts wrong ones."""
         if self._shadows and self.served is not None:
             self._join()
             passed = self._caller.metadata.passed
@@ -597,7 +597,7 @@ class Call:
         exposed = self._exposed
         if exposed is None or not exposed.running.confidences:
             return
-        if self._inference.is_measured(exposed, self._work, self._stood_in()):
+        if self._inference.is_measured(exposed, self._work, self._fallback_reason()):
             self._inference.exposures.scored(exposed, body, head or self._inference.answers.peek(body))
 
     def _trailing(self, client: ClientCall, model_version: str) -> Fields:
@@ -749,8 +749,8 @@ class Call:
         if self._leads is not None:  # the flight refers to this call, so that both stay until they are collected
             self.body = b""
         if self._exposed is not None:
-            size, why = self._answered_bytes, self._stood_in()
-            self._inference.exposed_ended(self._exposed, self._work, code, callers_fault, size, why)
+            size, reason = self._answered_bytes, self._fallback_reason()
+            self._inference.exposed_ended(self._exposed, self._work, code, callers_fault, size, reason)
         if self._counted is not None:
             deadline = self._caller.deadline
             self._inference.rolled_ended(self._counted, self._work, code, callers_fault, deadline)
@@ -786,8 +786,8 @@ class Call:
         self._caller.reply(body, initial, (*trailing, *self._caller.metadata.echo))
         self._end(OK, "")
 
-    def _stood_in(self) -> str:
-        """Why another variant than its own has answered it, as far as that is told; "" if none has."""
+    def _fallback_reason(self) -> str:
+        """Why another variant has answered it, as its caller is told; "" if none has."""
         return self.served.fallback_reason if self.served is not None else ""
 
     # Sharing, as `SharedCall`

@@ -27,11 +27,15 @@ _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS: Final = 10.0  # between two looks for breakers that nobody needs
 _LEAST_FIRST: Final = (BreakerState.TRIPPED, BreakerState.PROBING, BreakerState.ADMITTING)
-_MOST: Final = 1024  # of breakers, and of those in doubt: it is callers who make them be kept
+_MOST: Final = 1024  # breakers, and doubts: there may be one of each caller, and callers choose their names
 
 
 class Circuits:
-    """Those of one worker. What is empty is asked nothing, so that a call costs nothing while all goes well."""
+    """Those of one worker.
+
+    `breakers`, `doubted` and `has_ejections` say whether there is anything to ask. So a call costs nothing for it while
+    all goes well.
+    """
 
     def __init__(
         self, current: CurrentTopology, hooks: Hooks, clock: Callable[[], float], draw: Callable[[], float]
@@ -40,7 +44,7 @@ class Circuits:
         self._hooks = hooks
         self._clock = clock
         self._draw = draw
-        self.breakers: dict[tuple[str, str, Scopes], Breaker] = {}  # of variants that some do not send all their calls
+        self.breakers: dict[tuple[str, str, Scopes], Breaker] = {}  # by model and variant, and whose calls
         self.doubted: dict[tuple[Variant, Scopes], float] = {}  # until when fallbacks get a sample of whose calls
         self.has_ejections = False  # may some endpoint be ejected for some calls?
         self._look_at = 0.0  # when to look for breakers that nobody needs
@@ -71,9 +75,9 @@ class Circuits:
             self._tell_breaker(work.route.model, first.name, now)
         if admitted or not is_open or not topology.is_available(work.attempts.targets[1]):
             return True
-        return breaker.is_untried and self._may_show_it(first, work.scopes)
+        return breaker.is_untried and self._may_try_it(first, work.scopes)
 
-    def _may_show_it(self, variant: Variant, scopes: Scopes) -> bool:
+    def _may_try_it(self, variant: Variant, scopes: Scopes) -> bool:
         """Is the variant on trial after calls of others? Then those of this caller may be the first that go well."""
         pool = self._maybe_pool(variant)
         endpoints = pool.endpoints if pool is not None else ()

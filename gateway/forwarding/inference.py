@@ -80,11 +80,14 @@ from gateway.v2.peek import (
     peek_request,
     peek_response,
 )
-from gateway.v2.rows import believable, rows_of
+from gateway.v2.rows import clamped, rows_of
 from gateway.v2.shared_memory import uses_shared_memory
 from gateway.v2.versions import maybe_version, read_version
 
 _ALL: Final = Direct.ALL  # a global is faster than an enum's attribute
+_MOST_RETURNS: Final = 3
+_NO_FAULT: Final = ("", LIMITED, SAMPLE)  # reasons why another variant has answered that are no fault of the first one
+_DECISIONS_KEPT: Final = 1024  # callers choose what is decided about
 
 
 @dataclass(slots=True)
@@ -102,11 +105,6 @@ class Decision:
     plan: Plan | None  # None: it depends on more than that
     owner: str = ""  # whose own its sequence's id is; "": it is nobody's, and Triton gets it as it is
     member: Member | None = None  # of an experiment, once a call has found out
-
-
-_MOST_RETURNS: Final = 3
-_NO_FAULT: Final = ("", LIMITED, SAMPLE)  # of a variant that another one stands in for
-_DECISIONS_KEPT: Final = 1024  # callers choose what is decided about
 
 
 class Inference:
@@ -127,7 +125,7 @@ class Inference:
         self.sequences = sequences
         self.clock = clock
         self.draw = draw
-        self._retries: dict[str, RetryBudget] = {}  # by public model, or variant's own name
+        self._retries: dict[str, RetryBudget] = {}  # by public model, or variant's own name; "": of all other names
         self.circuits = Circuits(current, hooks, clock, draw)
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
@@ -198,7 +196,7 @@ class Inference:
         rows = rows_of(body, head) if quotas.counts_rows else 1
         if rows > size:
             allowed = frozenset({ALL}) if access is None else _allowed(access, model, self.current.seen_by(access))
-            rows = believable(rows, body, size, may_share_memory=not allowed.isdisjoint((SHARED_MEMORY, ALL)))
+            rows = clamped(rows, body, size, may_share_memory=not allowed.isdisjoint((SHARED_MEMORY, ALL)))
         quota.enter(size, rows, self.clock())
         return quota
 
@@ -280,19 +278,19 @@ class Inference:
         return exposures.measured(member)
 
     def exposed_ended(  # noqa: PLR0917  (called on the hot path, where keywords cost)
-        self, exposed: Exposed, work: Work, code: Code, callers_fault: bool, size: int, why: str = ""
+        self, exposed: Exposed, work: Work, code: Code, callers_fault: bool, size: int, fallback_reason: str = ""
     ) -> None:
-        """The call of such a unit has ended. why: as of `is_measured`."""
-        stood_in = code is OK and (why or stand_in(work)) not in _NO_FAULT
+        """The call of such a unit has ended. fallback_reason: as of `is_measured`."""
+        stood_in = code is OK and (fallback_reason or stand_in(work)) not in _NO_FAULT
         self.exposures.ended(exposed, code, _last_meaning(work, code), callers_fault, size, stood_in)
 
     @staticmethod
-    def is_measured(exposed: Exposed, work: Work, why: str = "") -> bool:
+    def is_measured(exposed: Exposed, work: Work, fallback_reason: str = "") -> bool:
         """Does its answer tell of its arm? Of a rollout's it does not if another variant has stood in.
 
-        why: that has, if its answer is another call's.
+        fallback_reason: why one has, as the answer itself says; where calls share answers, `work` does not know it.
         """
-        return not exposed.running.counts_variant or not (why or stand_in(work))
+        return not exposed.running.counts_variant or not (fallback_reason or stand_in(work))
 
     def rolled_begun(self, work: Work) -> VariantCounts | None:
         """A call of a model with a rollout has begun. It may become a witness of a new variant that is left alone.
@@ -423,7 +421,7 @@ class Inference:
     def _budget(self, route: Route) -> RetryBudget:
         """One for each model: where one is repeated in vain, the calls of the others need theirs.
 
-        Names that may be made up have one together, so that no caller makes the budgets of models be forgotten.
+        Names that callers may have made up share one, or their budgets would take the places of those of models.
         """
         found = self._retries.get(route.model)
         if found is None:

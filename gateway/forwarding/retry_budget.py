@@ -48,7 +48,7 @@ class RetryBudget:
         self._second = 0.0  # when the current slot ends
         self._calls = 0
         self._spent = 0
-        # By scope, but for everybody's: of each second, also the current one, which is the last.
+        # By second, the current one last: how often calls of each scope were sent again. That of all has none.
         self._spent_by: deque[dict[int, int]] = _nothing_spent()
 
     def began(self, now: float) -> None:
@@ -65,7 +65,7 @@ class RetryBudget:
         return self._share * calls + self._least - self._spent - sum(self._spent_before)
 
     def left(self, now: float) -> int:
-        """As `balance`, but of the caller who has fewest, for people: changes nothing, so that any thread may ask."""
+        """What the caller with the fewest has left, for people. It changes nothing, so that any thread may ask."""
         gone = max(0, math.floor(now - self._second) + 1)  # seconds that have ended since it was used last
         if gone > _SLOTS:
             return int(self._least)
@@ -73,13 +73,13 @@ class RetryBudget:
         calls = self._calls + sum([self._calls_before[n] for n in kept])
         spent = self._spent + sum([self._spent_before[n] for n in kept])
         left = self._share * calls + self._least - spent
-        by: Counter[int] = Counter()
+        spent_by: Counter[int] = Counter()
         for each in list(self._spent_by)[gone:]:
-            by.update(each.copy())
-        return max(0, int(_part(left, max(by.values())) if by else left))
+            spent_by.update(each.copy())
+        return max(0, int(_part(left, max(spent_by.values())) if spent_by else left))
 
     def has_some(self, now: float, scopes: Scopes = NOBODY_KNOWN) -> bool:
-        """May a request of these be sent again?"""
+        """May a request be sent again? scopes: whose it is."""
         left = self.balance(now)
         if left < 1.0:
             return False
@@ -88,7 +88,7 @@ class RetryBudget:
         return left > 0.0
 
     def take(self, now: float, scopes: Scopes = NOBODY_KNOWN) -> None:
-        """One is."""
+        """A request is sent again."""
         if now >= self._second:
             self._turn(now)
         self._spent += 1
@@ -121,5 +121,5 @@ def _nothing_spent() -> deque[dict[int, int]]:
 
 
 def _part(left: float, spent: int) -> float:
-    """What one may still have of what is left to all, who has spent so much."""
+    """How much of what is left one may have who has spent so much himself."""
     return MOST_OF_ONE * (left + spent) - spent

@@ -20,7 +20,10 @@ from gateway.types import Parameter, Variant
 from gateway.upstream.endpoint import Endpoint
 
 SequenceKey = tuple[str, Parameter]
-"""Public model and sequence id at Triton, where 5 and "5" are different sequences. Not a key of a dict: 1 == True."""
+"""Public model and sequence id at Triton, where 5 and "5" are different sequences.
+
+Tables have `text_of` it as their key, since 1 and True are one and the same key of a dict.
+"""
 
 ID: Final = "sequence_id"
 

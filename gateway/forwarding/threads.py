@@ -2,7 +2,8 @@
 
 - Each pipeline has a queue of its own. A pipeline that has no thread gets one even when all are taken, so that the
   steps of one pipeline never hold up those of another.
-- In a queue callers take turns, and whoever has filled it makes room for others, so that no caller holds up another's.
+- In a queue callers take turns. If it is full, the caller who has the most steps there makes room for another one, so
+  that no caller holds up others.
 - A call waits for a thread until its deadline at most. The end of the process waits for no thread: they are daemons,
   which the interpreter leaves behind. (`concurrent.futures` joins its threads at exit.)
 """
@@ -57,7 +58,7 @@ class _Batch:
     """The tasks of one step of one request. `over` gets the first error, or None once all tasks are done."""
 
     owner: Owner
-    turn: Hashable  # whose it is: equal for requests that share their turns
+    turn: Hashable  # equal for requests that share their turns
     left: int
     over: asyncio.Future[GatewayError | Exception | None]
     has_begun: bool = False
@@ -78,8 +79,8 @@ class Threads:
         self.threads = threads
         self._queue_size = queue_size
         self._under_way: dict[str, int] = {}  # steps by pipeline
-        # Tasks that wait, by pipeline and by whose they are; what was served last comes last. They are not in the queue
-        # of the threads, so that a task whose caller has gone is dropped at once, with its tensors.
+        # Tasks that wait, by pipeline and turn; of both, what was served last comes last. They are not in the queue of
+        # the threads, so that a task whose caller has gone is dropped at once, with its tensors.
         self._waiting: dict[str, dict[Hashable, dict[_Task, None]]] = {}
         self._running: dict[_Task, None] = {}
         self._handed: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
@@ -114,7 +115,7 @@ class Threads:
     ) -> T:
         """Run all tasks of a step and return its result; the first error ends the step.
 
-        turn: equal for steps that share their turns.
+        turn: whose turn the step waits for.
         :raises Overloaded: if the pipeline's queue is full, or was and others had fewer places in it.
         :raises DeadlineExceeded: shortly before the deadline, with the name of the step. A task that has begun can't be
             stopped, so its thread stays taken until the task ends.
@@ -173,14 +174,14 @@ class Threads:
                 yield f"'{usage.step}' has run for {usage.oldest:.1f} s"
 
     def _all_waiting(self) -> list[_Task]:
-        """May be asked from any thread."""
+        """The tasks that wait. Any thread may ask."""
         callers = [tasks for each in list(self._waiting.values()) for tasks in list(each.values())]
         return [task for tasks in callers for task in list(tasks)]
 
     def _free_a_place(self, pipeline: str, turn: Hashable) -> None:
-        """Have whoever waits with the most steps give up the last one of them.
+        """Refuse the last waiting step of the caller who has the most of them, so that one of another caller may wait.
 
-        :raises Overloaded: if nobody has more than the one who asks.
+        :raises Overloaded: if none would then still have as many as the caller who asks.
         """
         error = Overloaded(
             f"the pipeline has {self._under_way[pipeline]} requests whose local steps run or wait, and may have no "

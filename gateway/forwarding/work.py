@@ -1,4 +1,7 @@
-"""One request on its way, and what came of it so far."""
+"""What is known of a request on its way: what was decided, what its attempts came to, and what follows from these.
+
+It says whose call it is, why another variant is asked, and who has answered. It decides nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from gateway.v2.peek import Head
 
 @dataclass(init=False, slots=True)
 class Work:
-    """One request on its way: what was decided for it, and what came of the attempts so far."""
+    """One request on its way."""
 
     route: Route
     head: Head

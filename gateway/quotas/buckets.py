@@ -55,8 +55,8 @@ class Bucket:
         """Units that may be used now; below 0 if more were used."""
         return (self.tolerance - max(0.0, self._due - now)) * self.rate
 
-    def leave(self, units: float, now: float) -> None:
-        """Have so many units left now."""
+    def set_left(self, units: float, now: float) -> None:
+        """Have so many units left, whatever was used."""
         self._due = now + self.tolerance - units * self.interval
 
 
@@ -69,18 +69,18 @@ class SharedBuckets:
         self.share = share
         self.period = period
         self.is_away = True  # does the store not answer? Before it has, it does not
-        self.turns = 0  # times that it came back or went away, after which leases are counted in another way
+        self.switches = 0  # times that it came back or went away, after each of which leases are counted in another way
         self.leases: dict[str, Lease] = {}  # by key in the store: those with something to report or to ask
         self.on_hungry: Callable[[], None] | None = None  # a lease is used up: report at once
 
     def came_back(self) -> None:
-        self._turn(is_away=False)
+        self._switch(is_away=False)
 
     def went_away(self) -> None:
-        self._turn(is_away=True)
+        self._switch(is_away=True)
 
-    def _turn(self, *, is_away: bool) -> None:
-        self.turns += self.is_away is not is_away
+    def _switch(self, *, is_away: bool) -> None:
+        self.switches += self.is_away is not is_away
         self.is_away = is_away
         self.leases.clear()
 
@@ -114,12 +114,12 @@ class Lease(Bucket):
         self._credit = self.capacity * shared.share  # units that may be used before it answers next
         self._ahead = 0.0  # seconds by which the store's bucket was ahead of its rate when it last answered
         self._heard_at = self._credit_at = 0.0
-        self._turns = shared.turns
+        self._switches = shared.switches
         self._was_away = shared.is_away
 
     def wait(self, units: float, now: float) -> float:
         shared = self._shared
-        if self._turns != shared.turns:
+        if self._switches != shared.switches:
             self._carry_over(now)
         if shared.is_away:
             return self._local_bucket().wait(units, now)
@@ -134,7 +134,7 @@ class Lease(Bucket):
         return max(shared.period, (need - self._credit) / (shared.share * self.rate))
 
     def take(self, units: float, now: float) -> None:
-        if self._turns != self._shared.turns:
+        if self._switches != self._shared.switches:
             self._carry_over(now)
         if self._shared.is_away:
             self._local_bucket().take(units, now)
@@ -160,16 +160,16 @@ class Lease(Bucket):
         self._reckon(now)
 
     def _carry_over(self, now: float) -> None:
-        """The store has gone or come back. What is missing in one account is missing in the other."""
+        """The store has gone or come back. What was used up in one account is used up in the other."""
         shared, was_away, full = self._shared, self._was_away, self.capacity * self._shared.share
-        self._turns, self._was_away = shared.turns, shared.is_away
+        self._switches, self._was_away = shared.switches, shared.is_away
         if was_away and not shared.is_away:
             self.used = 0.0  # what was used while it was away came of the local share
             left = full - (self._local.capacity - self._local.left(now))
             self.heard(self.tolerance - left / (shared.share * self.rate), now)
         elif shared.is_away and not was_away:
             local = self._local_bucket()
-            local.leave(local.capacity - (full - self._credit), self._credit_at)
+            local.set_left(local.capacity - (full - self._credit), self._credit_at)
 
     def _reckon(self, now: float) -> None:
         """The lease, if nobody has used anything since the store answered."""

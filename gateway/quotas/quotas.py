@@ -24,7 +24,7 @@ _MOST_OTHERS: Final = 10_000  # callers that the config does not name
 _MOST_ACCOUNTS: Final = 40_000  # of all of them, as far as those still are _LEAST_OTHERS; each takes about 800 bytes
 _LEAST_OTHERS: Final = 1000
 _MOST_NAME: Final = 200  # characters of a caller's name; longer ones that begin alike are one
-_MOST_TEXTS: Final = 1024  # of refusals, that are remembered
+_MOST_TEXTS: Final = 1024  # of refusals, which are remembered
 _BUSY_SECONDS: Final = 0.1  # after which to try again when all places are taken: nobody knows when one is free
 REASONS: Final = ("requests", "bytes", "rows", "concurrent")
 _UNITS: Final = ("requests per second", "bytes per second", "rows per second", "calls at a time")
@@ -118,7 +118,10 @@ def _rounded_up(seconds: float) -> float:
 
 @lru_cache(_MOST_TEXTS)
 def _refusal(whose: str, limit: float, short: int, seconds: float) -> tuple[str, str]:
-    """The text of a refusal, and the limit in words. Of all accounts together, since callers may invent their names."""
+    """The text of a refusal, and the limit in words.
+
+    All accounts have one memory for them, since callers may invent names, and each name has an account.
+    """
     told = f"{limit:.15g} {_UNITS[short]}"
     return f"The quota of {whose} is used up: {told}; try again in {seconds:.2g} s", told
 

@@ -125,8 +125,8 @@ class AnswerPlace:
     def pieces(self, answer: bytes) -> Sequence[bytes | memoryview]:
         """The answer with its outputs, which are views of the slot: it is in use until nobody has one of them any more.
 
-        Where much of the region is in use it is one copy, so that those who are slow to take their answers hold half of
-        it at most. To be called in place of `drop`, unless it raises.
+        Where half of the region is in use the answer is one copy, so that callers who are slow to take theirs hold no
+        more than that. To be called in place of `drop`, unless it raises.
 
         :raises MalformedMessage: if it is none that may be.
         """

@@ -58,13 +58,13 @@ _COSTS_NOTHING: Final = frozenset({Meaning.CALLER, Meaning.ENDED})
 
 @dataclass(frozen=True, slots=True)
 class FailedCall:
-    """What an endpoint is judged by."""
+    """A call that went wrong at an endpoint, as the endpoint is judged by it."""
 
     model: str
     version: str
     verdict: Verdict
     at: float
-    scopes: Scopes = NOBODY_KNOWN
+    scopes: Scopes = NOBODY_KNOWN  # whose call it was
 
 
 class Endpoint:

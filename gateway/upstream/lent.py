@@ -12,10 +12,10 @@ import numpy as np
 
 
 def lend(memory: memoryview, returned: Callable[[], None]) -> memoryview:
-    """The same memory. `returned` is called by the event loop once neither it nor a slice of it is anywhere any more.
+    """The same memory. The event loop calls `returned` once nobody has it or a slice of it any more.
 
-    A slice of a memoryview keeps alive what the first one is of, and nothing tells when it goes. So that is an array,
-    which does.
+    A memoryview does not tell when its last slice goes, but each slice keeps the object below it alive. So an array is
+    put there, which a finalizer can watch.
     """
     array = np.frombuffer(memory, np.uint8)
     back = weakref.finalize(array, _call_soon, asyncio.get_running_loop(), threading.get_ident(), returned)

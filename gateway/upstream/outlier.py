@@ -58,8 +58,8 @@ Counts = tuple[int, int]
 class Elsewhere:
     """How calls went where an endpoint's own could have gone."""
 
-    lately: Sequence[Counts] = ()  # in the windows of each; none: there is nothing to measure the endpoint by
-    ever: Counts = (0, 0)  # of all together, also of who has left by now
+    lately: Sequence[Counts] = ()  # at each, in its window; none: there is nothing to measure the endpoint by
+    ever: Counts = (0, 0)  # at all together, with those that have left by now
 
 
 NOWHERE: Final = Elsewhere()

@@ -35,10 +35,10 @@ def rows_of(body: bytes, head: Head) -> int:
     return rows
 
 
-def believable(rows: int, body: bytes, size: int, *, may_share_memory: bool) -> int:
-    """As many of these rows as a request of `size` bytes can have, since a row takes a byte at least.
+def clamped(rows: int, body: bytes, size: int, *, may_share_memory: bool) -> int:
+    """No more of these rows than a request of `size` bytes can have: a row takes a byte at least.
 
-    Who only says that he has more would use up what others share, by a request that no server takes.
+    A caller who only says that he has more would use up what others share, by a request that no server takes.
     may_share_memory: may its tensors be elsewhere, in memory that Triton shares?
     """
     if rows <= size:
@@ -58,7 +58,7 @@ def _first_dimension(body: bytes) -> int:
 def _maybe_first(body: bytes, at: int, end: int, tag: int, other: int) -> tuple[int, int] | None:
     """Where the first field with one of two tags begins and ends, whatever is before it: nobody is to hide his rows.
 
-    A list without numbers does not count.
+    A shape without dimensions does not count, since another part of the shape may follow.
     """
     for _ in range(MAX_FIELDS):
         if at >= end:

@@ -6,12 +6,11 @@ import asyncio
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command_line import free_address
+from patience import wait_until
 
 from gateway import supervisor as supervising
 from gateway.config import load
@@ -26,13 +25,6 @@ upstreams: {{main: {{endpoints: ["127.0.0.1:1"]}}}}
 models: {{adder: {{variants: {{only: {{upstream: main, model: add_one}}}}}}}}
 telemetry: {{access_log: {{destination: none}}}}
 """
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < give_up, "it did not come about"
-        await asyncio.sleep(0.02)
 
 
 def pids(supervisor: Supervisor) -> list[int]:
@@ -50,16 +42,16 @@ async def test_a_stopped_worker_is_killed_and_replaced(
     command = [sys.executable, "-m", "gateway", "serve", "--config", str(file)]
     supervisor = Supervisor(load(file, {}).config, command, os.environ)
     running = asyncio.ensure_future(supervisor.run())
-    await until(lambda: len(pids(supervisor)) == 2)
+    await wait_until(lambda: len(pids(supervisor)) == 2)
     first, second = pids(supervisor)
     os.kill(first, signal.SIGSTOP)
-    await until(lambda: len(pids(supervisor)) == 2 and first not in pids(supervisor))
+    await wait_until(lambda: len(pids(supervisor)) == 2 and first not in pids(supervisor))
     assert second in pids(supervisor)
     assert "worker 0 has not answered for" in caplog.text
 
     for pid in pids(supervisor):
         os.kill(pid, signal.SIGSTOP)
-    await until(lambda: not supervisor.is_live())
-    await until(supervisor.is_live)  # others have taken their places
+    await wait_until(lambda: not supervisor.is_live())
+    await wait_until(supervisor.is_live)  # others have taken their places
     supervisor._told_to_stop()
     assert await running == 0

@@ -16,9 +16,10 @@ from typing import Any
 
 import grpc
 from drawn_requests import MODELS, Asked
+from patience import wait_until
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, batch_of, call, channels_to, stream
-from v2_gateways import endpoint_of, gateway_of, transparent_to, wait_until
+from v2_gateways import endpoint_of, gateway_of, transparent_to
 
 from gateway.config import load
 

@@ -20,10 +20,11 @@ from faulty_proxy import FaultyProxy, faulty_proxy
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from ledger import LARGE, OK, Ledger, request
+from patience import wait_until
 from scripted_triton import ScriptedTriton
 from traffic import config, gateway, write
 from tritonclient.grpc import service_pb2_grpc
-from v2_gateways import endpoint_of, wait_until
+from v2_gateways import endpoint_of
 
 from gateway.app import Gateway
 from gateway.upstream.kept import MOST_GIVEN_UP

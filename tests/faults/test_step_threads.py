@@ -59,9 +59,8 @@ async def test_sigterm_lets_steps_that_run_and_steps_that_wait_end_and_answers_a
                 assert threads(running.pid) <= before + THREADS + 1  # one beyond, as a thread ends
             calls: list[asyncio.Future[Outcome]] = []
             while await begun(admin) < CALLS // 2:
-                if all(
-                    each.done() for each in calls
-                ):  # as at first, and when the machine was too busy to be asked in time
+                # Before the first look, and where a busy machine was not asked in time.
+                if all(each.done() for each in calls):
                     calls = [asyncio.ensure_future(call(channel, infer("slow"))) for _ in range(CALLS)]
             running.signal(signal.SIGTERM)
             assert {(await each).code for each in calls} == {grpc.StatusCode.OK}

@@ -129,7 +129,7 @@ def test_a_reload_ends_all_decisions(current: CurrentTopology, inference: Infere
     assert len(inference._decisions) == 1
 
 
-def test_names_that_a_caller_makes_up_do_not_make_a_model_s_budget_for_retries_be_forgotten(
+def test_names_that_a_caller_makes_up_give_no_model_a_new_budget_for_retries(
     inference: Inference, current: CurrentTopology
 ) -> None:
     """Else whoever spoils it would have it anew, and its servers would get more retries than they should."""

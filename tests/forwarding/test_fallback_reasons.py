@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from patience import wait_until
 from test_call import ANSWER, World
 
 from gateway.forwarding.admission import AdmissionSettings
@@ -105,10 +105,7 @@ async def test_a_failure_is_told_by_its_meaning() -> None:
     world = TwoVariants()
     world.begin()
     world.answer_last(Code.NOT_FOUND, "Request for unknown model: 'net' has no available versions")
-    for _ in range(6000):
-        if len(world.connection.sent) == 2:
-            break
-        await asyncio.sleep(0.01)
+    await wait_until(lambda: len(world.connection.sent) == 2)
     world.answer_last()
     assert trailers(world) == (b"cpu", b"gpu", b"model_gone")
     assert world.told.attempts == [("gpu", "", ""), ("cpu", "gpu", "model_gone")]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from patience import wait_until
 from test_call import ANSWER, REQUEST, Asking, Connection, World
 
 from gateway.forwarding.admission import AdmissionSettings
@@ -81,11 +82,7 @@ class HedgingWorld(World):
         return call
 
     async def until_sent(self, count: int) -> None:
-        for _ in range(12_000):
-            if len(self.sent) >= count:
-                return
-            await asyncio.sleep(0.005)
-        raise AssertionError("it was not sent")
+        await wait_until(lambda: len(self.sent) >= count)
 
     def end_one(self, number: int, code: Code = Code.OK, text: str = "", origin: Origin = Origin.SERVER) -> None:
         self.sent[number].body = ANSWER

@@ -41,7 +41,7 @@ def test_models_and_kinds_of_id_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("odd", [True, 1.0])
-def test_an_id_that_triton_refuses_is_no_number_however_equal_it_is(odd: bool | float) -> None:
+def test_an_id_that_triton_refuses_moves_and_ends_no_sequence_of_another(odd: bool | float) -> None:
     """Else whoever sends it moves the sequence of another caller to where it never was, or ends it."""
     sequences = Sequences(idle=10, most=10)
     sequences.pin(("m", 1), PIN, 0)
@@ -129,7 +129,7 @@ def test_a_sequence_that_begins_anew_elsewhere_goes_on_there_and_not_where_it_li
     assert ask(False) is first
 
 
-def test_a_caller_whose_sequences_never_begin_leaves_the_others_what_sends_theirs_elsewhere() -> None:
+def test_a_caller_whose_sequences_never_begin_leaves_the_others_their_retries() -> None:
     world = World()
     ends = [Endpoint("u", f"t:{number}", world.connection) for number in range(2)]
     world.inference.clock = lambda: 1000.0

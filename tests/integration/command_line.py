@@ -145,6 +145,11 @@ def free_address() -> str:
             return f"127.0.0.1:{port}"
 
 
+def free_port() -> int:
+    """That of a `free_address`."""
+    return int(free_address().rpartition(":")[2])
+
+
 def children(pid: int) -> Sequence[int]:
     """The processes that it has started and that still run."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

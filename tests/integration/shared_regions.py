@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
+from patience import wait_until
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import serialize_byte_tensor
-from v2_gateways import endpoint_of, wait_until
+from v2_calls import call
+from v2_gateways import endpoint_of
 
 from gateway.app import Gateway
+from gateway.triton import LocalTriton
 from gateway.upstream.shared_memory import SharedMemory
 from gateway.v2.layout import SIZES
 from gateway.v2.shared_memory import RESERVED
+
+PROBES = "probe_interval: 100ms, probe_timeout: 1m"
+"""Of an upstream: a Triton that is `stopped` for a while is not taken for dead."""
 
 
 def memory_of(gateway: Gateway) -> SharedMemory:
@@ -61,3 +71,23 @@ def of_bytes(dtype: str, size: int) -> Any:
     request = pb.ModelInferRequest(model_name=f"identity_{dtype.lower()}", id="mine", raw_input_contents=[raw])
     request.inputs.add(name="IN", datatype=dtype, shape=[1, count])
     return request
+
+
+@contextlib.contextmanager
+def stopped(triton: LocalTriton) -> Iterator[None]:
+    """So that it surely has not read what is sent to it."""
+    assert triton.pid is not None
+    os.kill(triton.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(triton.pid, signal.SIGCONT)
+
+
+async def end_by_their_deadline(channel: grpc.aio.Channel, request: Any, is_so: Callable[[], bool]) -> None:
+    """Make calls that get no answer in time, until one has come as far as this before its end."""
+    seconds = 0.3
+    while not is_so():
+        assert (await call(channel, request, timeout=seconds)).code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert seconds < 60
+        seconds *= 2

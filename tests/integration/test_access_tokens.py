@@ -20,6 +20,7 @@ from aiohttp import web
 from certificates import Authority, Files
 from joserfc import jwt as jose
 from joserfc.jwk import ECKey, KeySet, OKPKey, RSAKey
+from patience import ask_until
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import channel_to
 
@@ -225,10 +226,7 @@ async def test_a_token_that_expires_ends_with_it_although_it_was_checked(
         if found == ("OK", ""):
             break
     assert found == ("OK", "")
-    end = time.monotonic() + 60
-    while (found := await infer(channel, token))[0] == "OK":
-        assert time.monotonic() < end
-        await asyncio.sleep(0.1)
+    found = await ask_until(lambda: infer(channel, token), lambda found: found[0] != "OK")
     assert found == ("UNAUTHENTICATED", "the token has expired")
 
 
@@ -249,10 +247,7 @@ async def test_a_new_key_is_fetched_when_a_token_names_it_and_one_that_is_gone_c
         assert await infer(channel, new) == (
             "UNAVAILABLE", "the keys of the token's issuer are being fetched; try again"
         )  # fmt: skip
-        end = time.monotonic() + 60
-        while (await infer(channel, new))[0] != "OK":
-            assert time.monotonic() < end
-            await asyncio.sleep(0.02)
+        await ask_until(lambda: infer(channel, new), lambda found: found[0] == "OK")
         assert issuer.fetched == fetched + 1
         assert (await infer(channel, old))[0] in ("UNAUTHENTICATED", "UNAVAILABLE")
         issuer.is_away = True  # then the keys that are known stay
@@ -274,10 +269,7 @@ async def test_tokens_wait_for_an_issuer_that_is_away_at_the_start(
         ):
             assert (await infer(channel, issuer.token()))[0] == "UNAVAILABLE"
             issuer.is_away = False
-            end = time.monotonic() + 60
-            while (await infer(channel, issuer.token()))[0] != "OK":
-                assert time.monotonic() < end
-                await asyncio.sleep(0.05)
+            await ask_until(lambda: infer(channel, issuer.token()), lambda found: found[0] == "OK")
 
 
 async def test_an_issuer_that_published_nonsense_is_asked_again(
@@ -299,10 +291,7 @@ async def test_an_issuer_that_published_nonsense_is_asked_again(
                     assert time.monotonic() < end
                     await asyncio.sleep(0.01)
             issuer.instead = None
-            end = time.monotonic() + 60
-            while (await infer(channel, issuer.token()))[0] != "OK":
-                assert time.monotonic() < end
-                await asyncio.sleep(0.05)
+            await ask_until(lambda: infer(channel, issuer.token()), lambda found: found[0] == "OK")
     assert "unforeseen" not in caplog.text
 
 

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 import tritonclient.grpc as triton_client
 import yaml
-from command_line import command, descendants, free_address, is_running, run
+from command_line import command, descendants, free_address, free_port, is_running, run
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from traffic import OK, config, until, until_readyz, write
@@ -361,7 +361,7 @@ class TestTritonStart:
         self, triton_repository: Path, tmp_path: Path
     ) -> None:
         arguments = ("--repository", str(triton_repository), "--model", "add_one_a", "--model", "params_echo")
-        ports = [argument for name in ("grpc", "http", "metrics") for argument in (f"--{name}-port", free_port())]
+        ports = [argument for name in ("grpc", "http", "metrics") for argument in (f"--{name}-port", str(free_port()))]
         async with command("triton", "start", *arguments, *ports, folder=tmp_path) as running:
             address = (await running.until_said(r"gRPC (\S+),"))[1]
             async with channel_to(address) as channel:
@@ -376,7 +376,7 @@ class TestTritonStart:
         self, triton_repository: Path, tmp_path: Path
     ) -> None:
         arguments = ("--repository", str(triton_repository), "--model", "add_one_a")
-        ports = [argument for name in ("grpc", "http", "metrics") for argument in (f"--{name}-port", free_port())]
+        ports = [argument for name in ("grpc", "http", "metrics") for argument in (f"--{name}-port", str(free_port()))]
         async with command("triton", "start", *arguments, *ports, folder=tmp_path) as running:
             await running.until_said(r"gRPC (\S+),")
             server = next(pid for pid in descendants(running.pid) if executable(pid) == "tritonserver")
@@ -397,10 +397,6 @@ class TestTritonStart:
         code, _, errors = await run("triton", "start", "--repository", str(tmp_path / "none"), folder=tmp_path)
         assert code == 2
         assert "Traceback" not in errors
-
-
-def free_port() -> str:
-    return free_address().rpartition(":")[2]
 
 
 def executable(pid: int) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 from command_line import command, free_address
+from patience import ask_until
 from traffic import http
 from v2_calls import call, channel_to, infer
 
@@ -60,12 +61,8 @@ async def test_out_of_descriptors_calls_go_on_and_health_answers(triton: LocalTr
                         assert (await call(channel, infer("adder"))).code is grpc.StatusCode.OK
             assert await refused(admin, "descriptors") > 400
         async with channel_to(address) as later:
-            for _ in range(300):  # the others' descriptors are free once their end was heard of
-                outcome = await call(later, infer("adder"))
-                if outcome.code is grpc.StatusCode.OK:
-                    break
-                await asyncio.sleep(0.2)
-            assert outcome.code is grpc.StatusCode.OK, outcome
+            # The others' descriptors are free once their end was heard of.
+            await ask_until(lambda: call(later, infer("adder")), lambda outcome: outcome.code is grpc.StatusCode.OK)
         assert running.errors.count("connections were refused") == 1
         assert "no file descriptors left" in running.errors
         assert "Traceback" not in running.errors
@@ -77,11 +74,7 @@ async def test_connections_beyond_the_most_are_counted_and_told_once(triton: Loc
     async with command("serve", "--config", str(file), folder=tmp_path) as running:
         address, admin = await running.until_serving()
         with storm(address, 30):
-            for _ in range(600):
-                if await refused(admin, "max_connections") >= 25:
-                    break
-                await asyncio.sleep(0.1)
-            assert await refused(admin, "max_connections") == 25
+            assert await ask_until(lambda: refused(admin, "max_connections"), lambda count: count >= 25) == 25
         assert running.errors.count("connections were refused") == 1
         assert "max_connections is 5" in running.errors
 

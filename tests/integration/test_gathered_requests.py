@@ -13,11 +13,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from patience import wait_until
 from shared_regions import in_use, nothing_held, of_bytes, placed
 from triton_fixture import DTYPES, TritonFactory
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, batch_of, call, channel_to, channels_to, infer
-from v2_gateways import endpoint_of, gateway_of, wait_until
+from v2_gateways import endpoint_of, gateway_of
 
 from gateway.app import Gateway
 from gateway.config import load

@@ -21,9 +21,10 @@ import grpc
 import pytest
 from certificates import Authority, read
 from command_line import Command, command, run
+from patience import ask_until
 from prometheus_client.parser import text_string_to_metric_families
 from runbook import as_the_page_says, incidents, needs_tools, of_kubernetes, unknown_to_kubectl
-from traffic import HANG, OK, config, http, traffic, until, write
+from traffic import OK, config, http, traffic, until, write
 from triton_fixture import FAST_START
 from v2_calls import Outcome, call, channel_to, infer, numbers
 
@@ -61,10 +62,7 @@ class Site:
 
     async def until_attention(self, *expected: str) -> None:
         """Wait until all of it is told; a process is looked at from outside."""
-        give_up = time.monotonic() + HANG
-        while not {*expected} <= (told := await self.attention()):
-            assert time.monotonic() < give_up, told
-            await asyncio.sleep(0.1)
+        await ask_until(self.attention, lambda told: {*expected} <= told)
 
     async def metric(self, name: str, **labels: str) -> float:
         """The sum over the series with these labels."""
@@ -118,10 +116,7 @@ async def gpu_endpoint(site: Site) -> dict[str, Any]:
 
 
 async def until_ready(site: Site) -> None:
-    give_up = time.monotonic() + HANG
-    while (await gpu_endpoint(site))["state"] != "ready":
-        assert time.monotonic() < give_up
-        await asyncio.sleep(0.1)
+    await ask_until(lambda: gpu_endpoint(site), lambda endpoint: endpoint["state"] == "ready")
 
 
 async def test_gateways_gone(triton: LocalTriton, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import grpc
 import numpy as np
 import pytest
 import yaml
+from patience import wait_until
 from triton_fixture import TritonFactory
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, batch_of, call, channel_to, channels_to
-from v2_gateways import Script, wait_until
+from v2_gateways import Script
 
 from gateway.access.api_keys import hash_of
 from gateway.app import Gateway, Place

@@ -13,10 +13,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from patience import wait_until
 from triton_fixture import FAST_START, TritonFactory, for_the_whole_run
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Metadata, Outcome, batch_of, call, channel_to, channels_to, infer
-from v2_gateways import wait_until
 
 from gateway.app import Gateway, Place
 from gateway.config import load

@@ -10,10 +10,11 @@ from typing import Any
 import grpc
 import pytest
 import yaml
+from patience import wait_until
 from traffic import http
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import call, channel_to, infer
-from v2_gateways import Script, gateway_of, transparent_to, wait_until
+from v2_gateways import Script, gateway_of, transparent_to
 
 from gateway.app import Gateway
 from gateway.config import load

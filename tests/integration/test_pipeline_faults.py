@@ -12,9 +12,10 @@ from typing import Any
 import grpc
 import pytest
 from command_line import command, run
+from patience import HANG
 from PIL import Image
 from runbook import as_the_page_says
-from traffic import HANG, config, http, write
+from traffic import config, http, write
 from v2_calls import call, channel_to, infer, read_all, stream
 
 from gateway.triton import LocalTriton

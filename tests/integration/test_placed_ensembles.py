@@ -10,10 +10,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from patience import wait_until
 from test_placed_tensors import gateway_to, in_use, placed
 from triton_fixture import FAST_START
 from v2_calls import call, channel_to, infer
-from v2_gateways import endpoint_of, wait_until
+from v2_gateways import endpoint_of
 
 from gateway.triton import LocalTriton
 
@@ -89,9 +90,8 @@ async def test_what_a_step_reads_after_its_ensemble_has_failed_is_not_overwritte
     seen = tmp_path / "seen"
     async with gateway_to(tmp_path, ensembles.grpc_address) as gateway, channel_to(gateway.listen) as channel:
         memory = await in_use(gateway)
-        first = asyncio.ensure_future(
-            call(channel, of("works", 1), timeout=30)
-        )  # behind which the ensemble's step waits
+        # The ensemble's step waits behind this one.
+        first = asyncio.ensure_future(call(channel, of("works", 1), timeout=30))
         await wait_until(seen.exists)
         outcome = await call(channel, of("both", 2))
         assert (outcome.code, outcome.text) == (grpc.StatusCode.INVALID_ARGUMENT, "in ensemble 'both', I will not")

@@ -15,12 +15,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from shared_regions import in_use, memory_of, nothing_held, placed
-from test_placed_tensors import PROBES, end_by_their_deadline, stopped
+from patience import wait_until
+from shared_regions import PROBES, end_by_their_deadline, in_use, memory_of, nothing_held, placed, stopped
 from triton_fixture import DTYPES, TritonFactory
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, call, channel_to
-from v2_gateways import gateway_of, wait_until
+from v2_gateways import gateway_of
 
 from gateway.app import Gateway
 from gateway.config import load

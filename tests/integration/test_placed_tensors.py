@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ import grpc
 import numpy as np
 import pytest
 from command_line import free_address
-from h2.connection import H2Connection
-from h2.events import DataReceived, StreamEnded
-from shared_regions import in_use, memory_of, of_bytes, placed
+from patience import wait_until
+from shared_regions import PROBES, end_by_their_deadline, in_use, memory_of, of_bytes, placed, stopped
+from slow_reader import SlowReader, slow_reader
 from triton_fixture import DTYPES, TritonFactory
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, call, channel_to, infer
-from v2_gateways import Script, endpoint_of, gateway_of, wait_until
+from v2_gateways import Script, endpoint_of, gateway_of
 
 from gateway.app import Gateway
 from gateway.assemble import LEAST_PLACED
@@ -40,7 +40,6 @@ pytestmark = pytest.mark.integration
 
 SHM = Path("/dev/shm")
 MIB = 1 << 20
-PROBES = "probe_interval: 100ms, probe_timeout: 1m"  # so that a Triton that is stopped for a while is not down
 
 
 @contextlib.asynccontextmanager
@@ -337,26 +336,6 @@ async def test_an_answer_that_nobody_waits_for_keeps_its_place_until_triton_has_
         await wait_until(lambda: memory.now().slots == 0)
 
 
-@contextlib.contextmanager
-def stopped(triton: LocalTriton) -> Iterator[None]:
-    """So that it surely has not read what is sent to it."""
-    assert triton.pid is not None
-    os.kill(triton.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(triton.pid, signal.SIGCONT)
-
-
-async def end_by_their_deadline(channel: grpc.aio.Channel, request: Any, is_so: Callable[[], bool]) -> None:
-    """Make calls that get no answer in time, until one has come as far as this before its end."""
-    seconds = 0.3
-    while not is_so():
-        assert (await call(channel, request, timeout=seconds)).code is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert seconds < 60
-        seconds *= 2
-
-
 @pytest.mark.parametrize("is_output", [False, True])
 async def test_triton_does_not_let_go_of_memory_that_it_is_to_read_or_write(
     triton_factory: TritonFactory, tmp_path: Path, is_output: bool
@@ -523,65 +502,6 @@ async def test_who_reads_his_answer_slowly_holds_no_memory(gateway: Gateway) -> 
     assert memory.now().state == "in use"
 
 
-class Unhurried:
-    """A caller who takes 64 KiB of an answer, and the rest of it when he is told to."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._wire = H2Connection()
-        self._wire.initiate_connection()
-
-    async def ask(self, request: Any) -> None:
-        wire, message = self._wire, request.SerializeToString()
-        path = "/inference.GRPCInferenceService/ModelInfer"
-        wire.send_headers(
-            1,
-            [
-                (":method", "POST"),
-                (":scheme", "http"),
-                (":path", path),
-                (":authority", "x"),
-                ("te", "trailers"),
-                ("content-type", "application/grpc"),
-            ],
-        )
-        body = b"\0" + len(message).to_bytes(4, "big") + message
-        while body:
-            most = min(wire.local_flow_control_window(1), wire.max_outbound_frame_size)
-            wire.send_data(1, body[:most], end_stream=most >= len(body))
-            body = body[most:]
-            self._writer.write(wire.data_to_send())
-            if not wire.local_flow_control_window(1):
-                wire.receive_data(await self._reader.read(65_536))
-
-    async def take(self) -> bytes:
-        """The answer."""
-        body = b""
-        while True:
-            for event in self._wire.receive_data(await self._reader.read(65_536)):
-                if isinstance(event, DataReceived):
-                    body += event.data
-                    self._wire.acknowledge_received_data(event.flow_controlled_length, 1)
-                elif isinstance(event, StreamEnded):
-                    return body[5:]
-            self._writer.write(self._wire.data_to_send())
-
-    def reset(self) -> None:
-        self._wire.reset_stream(1)
-        self._writer.write(self._wire.data_to_send())
-
-    def break_off(self) -> None:
-        self._writer.transport.abort()
-
-
-@contextlib.asynccontextmanager
-async def unhurried(address: str) -> AsyncIterator[Unhurried]:
-    caller = Unhurried(*await asyncio.open_connection(*address.split(":")))
-    yield caller
-    caller.break_off()
-
-
 def asked(number: int) -> Any:
     """A request whose answer has as many bytes as others', which are its own."""
     request = pb.ModelInferRequest(model_name="identity_uint8", id=f"number {number}")
@@ -597,7 +517,7 @@ async def test_an_answer_that_is_read_slowly_keeps_its_place_for_a_moment_and_st
     """It is sent from where Triton has written it. What its caller has not taken after a second or two is copied."""
     memory = memory_of(gateway)
     async with (
-        unhurried(gateway.listen) as slow,
+        slow_reader(gateway.listen) as slow,
         channel_to(gateway.listen) as through,
         channel_to(triton.grpc_address) as direct,
     ):
@@ -614,12 +534,12 @@ async def test_an_answer_that_is_read_slowly_keeps_its_place_for_a_moment_and_st
     assert memory.now().taken == 0
 
 
-@pytest.mark.parametrize("end", [Unhurried.reset, Unhurried.break_off])
+@pytest.mark.parametrize("end", [SlowReader.reset, SlowReader.break_off])
 async def test_an_answer_that_nobody_wants_any_more_leaves_its_place(
-    gateway: Gateway, end: Callable[[Unhurried], None]
+    gateway: Gateway, end: Callable[[SlowReader], None]
 ) -> None:
     memory = memory_of(gateway)
-    async with unhurried(gateway.listen) as slow, channel_to(gateway.listen) as through:
+    async with slow_reader(gateway.listen) as slow, channel_to(gateway.listen) as through:
         for number in range(2):
             await call(through, asked(number))
         await slow.ask(asked(2))

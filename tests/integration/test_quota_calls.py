@@ -14,6 +14,7 @@ import grpc
 import pytest
 from command_line import command
 from google.rpc import error_details_pb2, status_pb2
+from patience import ask_until
 from played_triton import PlayedTriton, answers, played
 from quota_server import needs_store, running_store
 from runbook import as_the_page_says
@@ -190,12 +191,9 @@ async def test_state_and_metrics_say_what_is_left_and_what_was_refused_and_used(
         await call(channel, request(rows=20), metadata=(("x-tenant", "one"),))
         await call(channel, request(rows=20), metadata=(("x-tenant", "one"),))
         _, state = await http(running.admin_address, "/state")
-        _, metrics = await http(running.admin_address, "/metrics")
-        for _ in range(600):  # usage is taken each second
-            if 'gateway_usage_rows_total{caller="other"' in metrics:
-                break
-            await asyncio.sleep(0.1)
-            _, metrics = await http(running.admin_address, "/metrics")
+        # Usage is taken each second.
+        usage = 'gateway_usage_rows_total{caller="other"'
+        _, metrics = await ask_until(lambda: http(running.admin_address, "/metrics"), lambda found: usage in found[1])
     left = {quota["caller"]: quota["left"] for quota in state["quotas"]}
     assert left["acme"]["requests"] == pytest.approx(0, abs=0.1)
     assert left["one"]["rows"] == pytest.approx(10, abs=0.5)
@@ -279,9 +277,8 @@ async def test_two_gateways_share_a_quota_and_serve_without_the_store(tmp_path: 
             others = await call(at_a, request(), metadata=(("x-tenant", "beta"),))
             assert others.code is grpc.StatusCode.OK  # of its own share
             again = [await call(channel, request(), metadata=ACME) for channel in (at_a, at_b) for _ in range(15)]
-            assert (
-                sum(each.code is grpc.StatusCode.OK for each in again) < 10
-            )  # what is used up stays so: ten take 100 s
+            # What is used up stays used up: ten calls take 100 s.
+            assert sum(each.code is grpc.StatusCode.OK for each in again) < 10
             _, metrics = await http(a.admin_address, "/metrics")
             assert "gateway_quota_store_away 1.0" in metrics
             _, state = await http(a.admin_address, "/state")

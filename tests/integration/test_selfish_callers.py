@@ -111,9 +111,7 @@ async def fails_all(request: Any, context: grpc.aio.ServicerContext) -> None:
 
 
 @pytest.mark.parametrize("who", ["a caller", "a user"])
-async def test_a_caller_whose_calls_always_fail_does_not_use_up_what_repeats_the_calls_of_others(
-    tmp_path: Path, who: str
-) -> None:
+async def test_a_caller_whose_calls_always_fail_does_not_use_up_the_retries_of_others(tmp_path: Path, who: str) -> None:
     """The last calls are sent before a server is found to fail, and each of these needs the other one."""
     net: dict[str, Any] = {"variants": {"only": {"upstream": "all", "model": "net"}}, "retry": {"on": ["server"]}}
     more: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from patience import ask_until
 from triton_fixture import TritonFactory
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, call, channel_to
@@ -186,12 +187,9 @@ async def _answered_anew(channel: grpc.aio.Channel, asked: pb.ModelInferRequest)
 async def _asked_until(
     channel: grpc.aio.Channel, asked: pb.ModelInferRequest, is_so: Callable[[Outcome], bool]
 ) -> Outcome:
-    for _ in range(1200):
-        answer = await call(channel, asked)
-        if answer.code is grpc.StatusCode.OK and is_so(answer):
-            return answer
-        await asyncio.sleep(0.05)
-    raise AssertionError("it did not come about")
+    return await ask_until(
+        lambda: call(channel, asked), lambda answer: answer.code is grpc.StatusCode.OK and is_so(answer)
+    )
 
 
 async def test_the_metrics_tell_what_was_shared(gateway: Gateway) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import grpc
 import pytest
+from patience import wait_until
 from played_triton import PlayedTriton, played
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, call, channel_to, infer, read_all, stream
-from v2_gateways import wait_until
 
 from gateway.app import Gateway, Place
 from gateway.config import load

@@ -16,10 +16,10 @@ import pytest
 import yaml
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from patience import wait_until
 from receiver import receiving
 from triton_fixture import FAST_START
 from v2_calls import call, channel_to, infer, numbers, stream_all
-from v2_gateways import wait_until
 
 from gateway.app import Gateway, Place
 from gateway.config import load

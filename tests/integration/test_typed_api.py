@@ -14,11 +14,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from patience import wait_until
 from PIL import Image
 from real_models import CHECKOUT, TO_INT8, encoded, png_claiming
 from triton_fixture import DTYPES
 from v2_calls import channel_to, public_name
-from v2_gateways import wait_until
 
 from gateway.api import typed
 from gateway.app import Gateway

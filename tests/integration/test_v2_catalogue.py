@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from patience import ask_until
 from triton_fixture import FAST_START
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import call, channel_to, infer
@@ -164,11 +164,8 @@ async def test_statistics_of_a_public_model_add_up_its_variants(
     before = await count(channel, "adder")
     for variant in "abb":
         await call(channel, infer("adder", [[1.0], [2.0]]), metadata=[("x-variant", variant)])
-    for _ in range(600):  # Triton counts after it has answered
-        if await count(channel, "adder") - before == 6:
-            break
-        await asyncio.sleep(0.1)
-    assert await count(channel, "adder") - before == 6
+    # Triton counts after it has answered.
+    await ask_until(lambda: count(channel, "adder"), lambda now: now == before + 6)
     versions = {each.version for each in (await ask(channel, "ModelStatistics", "adder")).model_stats}
     assert versions == {"1", "2"}
     assert await count(channel, "adder") == await count(direct, "add_one_a") + await count(direct, "add_one_b")

@@ -10,9 +10,10 @@ from typing import Any
 
 import grpc
 import pytest
+from patience import wait_until
 from triton_fixture import TritonFactory
 from v2_calls import Outcome, call, channel_to, infer, numbers, read_all, stream
-from v2_gateways import gateway_of, wait_until
+from v2_gateways import gateway_of
 
 from gateway.access.api_keys import hash_of
 from gateway.app import Gateway

@@ -9,9 +9,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from patience import wait_until
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import call, channel_to, infer, numbers, stream, stream_all
-from v2_gateways import Script, endpoint_of, gateway_of, in_front_of, wait_until
+from v2_gateways import Script, endpoint_of, gateway_of, in_front_of
 
 from gateway.app import Gateway
 from gateway.config import load

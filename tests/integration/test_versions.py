@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from patience import ask_until
 from triton_fixture import FAST_START, for_the_whole_run
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, call, channel_to, infer, stream
@@ -109,10 +109,8 @@ async def test_statistics_count_each_version_on_each_server_once(
     for name, version in (("pinned", "1"), ("pinned", "2"), ("mixed", ""), ("far", "1"), ("far", "")):
         called = await call(channel, infer(name, [[1]], "INT32", version=version))
         assert called.code is grpc.StatusCode.OK, called
-    for _ in range(600):  # Triton counts after it has answered
-        if await sum_of(direct, afar) >= before + 5:
-            break
-        await asyncio.sleep(0.1)
+    # Triton counts after it has answered.
+    await ask_until(lambda: sum_of(direct, afar), lambda counted: counted >= before + 5)
     here, there = await counts(direct, "counted"), await counts(afar, "counted")
     assert min(*here.values(), *there.values()) > 0
     both = {version: here[version] + there[version] for version in here}

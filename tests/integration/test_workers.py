@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from command_line import children, command, free_address, is_running, run
-from traffic import HANG, OK, UNAVAILABLE, Traffic, config, http, traffic, until, until_readyz, write
+from patience import HANG, ask_until
+from traffic import OK, UNAVAILABLE, Traffic, config, http, traffic, until, until_readyz, write
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import call, channel_to, infer
 
@@ -64,22 +65,17 @@ async def until_all_up(admin: str, workers: str = "2") -> None:
 
 async def until_in_flight(admin: str, calls: int) -> None:
     """Wait until so many are on their way to Triton."""
-    give_up = time.monotonic() + HANG
-    while True:
+
+    async def in_flight() -> int:
         _, state = await http(admin, "/state")
-        if sum(endpoint["in_flight"] for endpoint in state["upstreams"]["one"]) >= calls:
-            return
-        assert time.monotonic() < give_up
-        await asyncio.sleep(0.05)
+        return sum(endpoint["in_flight"] for endpoint in state["upstreams"]["one"])
+
+    await ask_until(in_flight, lambda count: count >= calls)
 
 
 async def until_counted(admin: str, least: int) -> int:
     """Wait until so many requests are in the metrics; answers how many."""
-    give_up = time.monotonic() + HANG
-    while (counted := await requests_counted(admin)) < least:
-        assert time.monotonic() < give_up, (counted, least)
-        await asyncio.sleep(0.1)
-    return counted
+    return await ask_until(lambda: requests_counted(admin), lambda counted: counted >= least)
 
 
 async def requests_counted(admin: str) -> int:

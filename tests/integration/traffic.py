@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import grpc
 import yaml
+from patience import HANG
 from v2_calls import Metadata, Outcome, call, channel_to, infer
 
 from gateway.app import Gateway, Place
@@ -21,9 +22,6 @@ from gateway.config import load
 
 OK = grpc.StatusCode.OK
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
-
-HANG = 60.0
-"""Seconds that only a hang takes, however busy the machine is. What has happened by then was in time."""
 
 
 def config(upstreams: dict[str, Any], models: dict[str, Any], **more: Any) -> dict[str, Any]:

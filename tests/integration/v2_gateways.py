@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,14 +30,6 @@ def transparent_to(address: str) -> Gateway:
 def endpoint_of(gateway: Gateway, upstream: str) -> Endpoint:
     """An upstream's first endpoint."""
     return gateway._topology.now.pools[upstream].endpoints[0]
-
-
-async def wait_until(is_so: Callable[[], bool]) -> None:
-    """Return when it is so. raises: AssertionError after a time that only a hang takes, however busy the machine is."""
-    end = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < end, "it did not come about in time"
-        await asyncio.sleep(0.005)
 
 
 Infer = Callable[[bytes, Any], Awaitable[bytes]]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import free_address
+from command_line import free_port
 
 SERVER = shutil.which("valkey-server") or shutil.which("redis-server")
 
@@ -26,7 +26,7 @@ class Store:
     """Keeps its port when it is stopped and started again."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.port = int(free_address().rpartition(":")[2])  # which nobody takes while it is stopped
+        self.port = free_port()  # which nobody takes while it is stopped
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = folder
         self._options = options

@@ -156,7 +156,7 @@ def test_what_is_used_after_a_pause_is_not_there_once_more_when_the_store_goes()
     assert used(lease, [20.0] * 50) == 0
 
 
-def test_a_share_below_one_request_is_not_refused_for_the_stores_going() -> None:
+def test_a_caller_whose_share_is_below_one_request_is_let_in_as_the_store_goes() -> None:
     shared = SharedBuckets(0.25, 0.1)
     shared.came_back()
     lease = Lease("k", 1.0, 1.0, shared)

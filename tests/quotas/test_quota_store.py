@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from patience import ask_until, wait_until
 from quota_server import needs_store, running_store
 from slowness import slowness
 
@@ -78,14 +79,7 @@ async def until_well(made: Sequence[OneGateway], away: bool = False) -> None:
     def is_so(each: OneGateway) -> bool:
         return each.shared.is_away is away and (away or each.shared.share == 1 / len(made))
 
-    await until(lambda: all(map(is_so, made)))
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end, "it did not come about"
-        await asyncio.sleep(0.01)
+    await wait_until(lambda: all(map(is_so, made)))
 
 
 async def let_in_for(made: Sequence[OneGateway], demands: Sequence[float], seconds: float) -> tuple[int, float]:
@@ -135,9 +129,8 @@ async def test_a_quota_that_is_not_reached_refuses_nobody() -> None:
                     if each.store.answers != answers[number]:
                         answers[number], since[number] = each.store.answers, 0
                     due[number] += passed * demands[number]
-                    times = min(
-                        int(due[number]), int(least / 2) - 1 - since[number]
-                    )  # the other half may be on its way
+                    # The other half may be on its way.
+                    times = min(int(due[number]), int(least / 2) - 1 - since[number])
                     each.ask(times)
                     due[number] -= times
                     asked[number] += times
@@ -173,7 +166,7 @@ async def test_while_the_store_is_away_each_has_its_share_and_then_it_is_shared_
 
 async def test_a_gateway_without_a_store_serves_with_its_share() -> None:
     async with gateways("redis://127.0.0.1:1/0", 2) as made:
-        await until(lambda: made[0].shared.is_away)
+        await wait_until(lambda: made[0].shared.is_away)
         began = time.monotonic()
         made[0].ask(10_000)
         took = time.monotonic() - began
@@ -196,10 +189,8 @@ async def test_what_is_left_of_a_quota_does_not_stay_in_the_store() -> None:
         async with gateways(store.url, 1) as made:
             await until_well(made)
             made[0].ask(100)
-            end = time.monotonic() + 60
-            while (keys := await made[0].store._client.keys("*")) != [b"{tests}:workers"]:
-                assert time.monotonic() < end, keys
-                await asyncio.sleep(0.1)  # 100 calls are 50 ms of the rate
+            # 100 calls are 50 ms of the rate.
+            await ask_until(lambda: made[0].store._client.keys("*"), lambda keys: keys == [b"{tests}:workers"])
 
 
 async def test_the_password_is_read_from_its_file(tmp_path: Path) -> None:
@@ -209,4 +200,4 @@ async def test_the_password_is_read_from_its_file(tmp_path: Path) -> None:
         async with gateways(store.url, 1, str(file)) as made:
             await until_well(made)
         async with gateways(store.url, 1) as made:
-            await until(lambda: made[0].shared.is_away)
+            await wait_until(lambda: made[0].shared.is_away)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
-from command_line import free_address
+from command_line import free_port
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
@@ -27,7 +27,7 @@ class Postgres:
         self._user = None if os.getuid() else _somebody()  # it refuses to run as root
         if self._user is not None:
             os.chown(self._home, pwd.getpwnam(self._user).pw_uid, -1)
-        self.port = int(free_address().rpartition(":")[2])  # which nobody takes while it is stopped
+        self.port = free_port()  # which nobody takes while it is stopped
         self._run("initdb", "--auth=trust", "--username=gateway", "--no-sync", "-D", str(self._data))
         self.start()
 
@@ -80,7 +80,7 @@ class Postgres:
     def standby(self) -> Iterator[str]:
         """The URL of a server that follows this one, and can only be read."""
         copy = str(self._home / "standby")
-        port = free_address().rpartition(":")[2]
+        port = str(free_port())
         self._run(
             "pg_basebackup", "-h", "127.0.0.1", "-p", str(self.port), "-U", "gateway", "-D", copy, "-R", "-c", "fast"
         )

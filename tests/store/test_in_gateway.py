@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from command_line import command, free_address
+from patience import ask_until
 from played_triton import fails_at_once, played
 from postgres import Postgres
 from runbook import as_the_page_says
@@ -99,11 +100,7 @@ def seen(url: str) -> tuple[Counter[str], int]:
 
 
 async def until_seen(url: str, wanted: Callable[[Counter[str], int], bool]) -> tuple[Counter[str], int]:
-    end = time.monotonic() + 60
-    while not wanted(*(found := await asyncio.to_thread(seen, url))):
-        assert time.monotonic() < end, found
-        await asyncio.sleep(0.1)
-    return found
+    return await ask_until(lambda: asyncio.to_thread(seen, url), lambda found: wanted(*found))
 
 
 async def test_units_stay_on_their_arm_and_are_told_of_once(tmp_path: Path, url: str) -> None:
@@ -408,10 +405,8 @@ async def test_two_workers_of_one_command_write_to_one_file_and_restarts_change_
                     async with channel_to(told["listen"]) as channel:
                         arms[life][user] = await ask(channel, user)
                         assert await tell(channel, bought(user, unit=user))
-                end = time.monotonic() + 60
-                while (found := await store_of(told["admin"]["listen"])) != (None, 12, 12 * life):
-                    assert time.monotonic() < end, found
-                    await asyncio.sleep(0.1)
+                address, written = told["admin"]["listen"], (None, 12, 12 * life)
+                await ask_until(lambda: store_of(address), lambda found: found == written)  # noqa: B023
                 started.signal(signal.SIGTERM)
                 assert await started.wait() == 0
         assert arms[0] == arms[1]

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 from command_line import Command, command, free_address
+from patience import HANG
 from played_triton import played
 from postgres import Postgres
 from test_in_gateway import KEY, ask, bought, plan, seen, tell
-from traffic import HANG, http, until_readyz, write
+from traffic import http, until_readyz, write
 from v2_calls import channel_to
 
 from gateway.store import Stop

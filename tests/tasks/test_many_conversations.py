@@ -8,9 +8,10 @@ from typing import Any
 
 import grpc
 import pytest
+from patience import wait_until
 from test_wrong_models import playing, write_config
 from v2_calls import channel_to
-from v2_gateways import gateway_of, wait_until
+from v2_gateways import gateway_of
 from voices import SILENCE, config, pieces
 
 from gateway.api import speech

@@ -11,9 +11,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from patience import wait_until
 from task_models import CHECKOUT, build_models, example, written
 from triton_fixture import FAST_START
-from v2_gateways import gateway_of, wait_until
+from v2_gateways import gateway_of
 
 from gateway.app import Gateway
 from gateway.artifacts import fetch

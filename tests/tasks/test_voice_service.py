@@ -17,11 +17,12 @@ import pytest
 import tritonclient.grpc.aio as triton_client
 import yaml
 from google.protobuf import text_format
+from patience import wait_until
 from triton_fixture import FAST_START
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import np_to_triton_dtype
 from v2_calls import channel_to
-from v2_gateways import gateway_of, wait_until
+from v2_gateways import gateway_of
 from voices import (
     SILENCE,
     Samples,

@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE
+from patience import wait_until
 from receiver import receiving
 
 from gateway.telemetry.metrics import Metrics, MetricsSettings
@@ -70,11 +71,7 @@ async def test_every_number_of_the_registry_is_sent(received, call, fallen_back)
 async def test_it_is_sent_again_and_again(received, monkeypatch):
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "50")
     async with MetricsExport(Metrics(MetricsSettings()).scrape.collect, os.environ, ""):
-        for _ in range(1200):
-            if len(received) >= 2:
-                break
-            await asyncio.sleep(0.05)
-    assert len(received) >= 2
+        await wait_until(lambda: len(received) >= 2)
 
 
 async def test_a_collector_that_is_gone_holds_up_nobody(monkeypatch, caplog):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -15,8 +14,9 @@ import grpc
 import grpc.aio
 import pytest
 from aio_channel import WireChannel, start_unary
-from command_line import free_address
+from command_line import free_port
 from grpc_peers import Service, grpcio_server, path, wire_server
+from patience import HANG, wait_until
 
 from gateway.http2.frames import ErrorCode
 from gateway.http2.limits import Limits
@@ -28,21 +28,6 @@ from gateway.transport.listener import ForwardMethod, WireServer
 
 UNARY = path("Unary")
 QUICK = ChannelOptions(backoff_first=0.02, backoff_most=0.1, connect_seconds=0.5)
-
-
-HANG = 60.0  # seconds that nothing takes which goes on at all
-
-
-def free_port() -> int:
-    return int(free_address().rpartition(":")[2])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(12_000):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    pytest.fail("it never came true")
 
 
 async def call_code(channel: WireChannel, body: bytes = b"x", **options: Any) -> grpc.StatusCode:
@@ -68,12 +53,12 @@ async def test_a_channel_keeps_its_number_of_connections_and_spreads_calls() -> 
     three = ChannelOptions(connections=3, together=2)
     async with wire_server(service) as (server, address), WireChannel(address, three) as channel:
         await channel.channel_ready()
-        await until(lambda: len(channel._edges) == 3)
+        await wait_until(lambda: len(channel._edges) == 3)
         calls = [channel.unary_unary(UNARY)(b"sleep") for _ in range(2)]
-        await until(lambda: service.running == 2)
+        await wait_until(lambda: service.running == 2)
         assert sorted(len(edge.wire.streams) for edge in server._edges) == [0, 0, 2]  # they travel together
         calls += [channel.unary_unary(UNARY)(b"sleep") for _ in range(7)]
-        await until(lambda: service.running == 9)
+        await wait_until(lambda: service.running == 9)
         assert [len(edge.wire.streams) for edge in server._edges] == [3, 3, 3]
         for call in calls:
             call.cancel()
@@ -107,7 +92,7 @@ async def test_attempts_on_a_dead_target_back_off() -> None:
             return [after - before for before, after in pairwise(dialled)]
 
         # The pauses stop growing at 0.4 s: the tenth would be 25 s. A busy machine makes some of them longer.
-        await until(lambda: any(gap < 2.0 for gap in gaps()[9:]))
+        await wait_until(lambda: any(gap < 2.0 for gap in gaps()[9:]))
     server.close()
     for gap, expected in zip(gaps(), [0.05, 0.1, 0.2, *[0.4] * 100], strict=False):
         assert gap >= 0.79 * expected
@@ -301,11 +286,11 @@ async def test_calls_wait_for_room_on_a_connection_and_their_number_is_bounded()
         calls = [channel.unary_unary(UNARY)(b"sleep") for _ in range(5)]
         await service.started.wait()
         calls += [channel.unary_unary(UNARY)(b"sleep") for _ in range(100)]
-        await until(lambda: service.running == 100)
+        await wait_until(lambda: service.running == 100)
         assert channel.calls == 105
         assert await call_code(channel) is grpc.StatusCode.RESOURCE_EXHAUSTED
         calls[0].cancel()
-        await until(lambda: service.running == 100 and channel.calls == 104)
+        await wait_until(lambda: service.running == 100 and channel.calls == 104)
         for call in calls:
             call.cancel()
 
@@ -372,7 +357,7 @@ async def test_a_server_that_is_pinged_too_often_is_pinged_half_as_often_from_th
             before = set(server._edges)
             for edge in before:
                 edge.wire.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
-            await until(partial(_replaced, server, channel, before))
+            await wait_until(partial(_replaced, server, channel, before))
 
 
 async def test_closing_ends_what_runs_and_what_comes_later() -> None:
@@ -395,7 +380,7 @@ async def test_states_are_reported_in_order() -> None:
     async with WireChannel(f"127.0.0.1:{port}", QUICK) as channel:
         channel.on_state = states.append
         channel.connect()
-        await until(lambda: State.TRANSIENT_FAILURE in states)
+        await wait_until(lambda: State.TRANSIENT_FAILURE in states)
         async with grpcio_server(Service(), port):
             await asyncio.wait_for(channel.channel_ready(), HANG)
     assert states[:3] == [State.CONNECTING, State.TRANSIENT_FAILURE, State.READY]

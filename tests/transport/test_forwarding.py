@@ -15,8 +15,9 @@ import pytest
 import pytest_asyncio
 from aio_channel import WireChannel
 from grpc_peers import UNLIMITED, Service, grpcio_server, path, wire_server
+from patience import HANG
 from plain_relay import relay
-from traffic import HANG, until
+from traffic import until
 
 from gateway.http2.limits import KiB, Limits, MiB
 from gateway.rpc.client import ClientCall

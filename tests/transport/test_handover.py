@@ -6,12 +6,12 @@ import asyncio
 import errno
 import random
 import socket
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 
 import pytest
 from frames import PREFACE, Answer, connect, settings
+from patience import wait_until
 from processes import request
 
 from gateway.rpc.server import ServerCall
@@ -53,13 +53,6 @@ class TestWhoGetsTheNext:
             assert chosen is not None
             chosen.handed += 1
         assert [each.handed for each in takers] == [10, 10, 10]
-
-
-async def settled(holds: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < give_up
-        await asyncio.sleep(0.002)
 
 
 class Worker:
@@ -122,7 +115,7 @@ async def test_connections_are_even_however_they_come_and_go(bound: socket.socke
         for _ in range(4):
             clients()
         total += 4
-        await settled(lambda: sum(len(worker.held) for worker in workers) == total)  # noqa: B023
+        await wait_until(lambda: sum(len(worker.held) for worker in workers) == total)  # noqa: B023
         assert abs(len(workers[0].held) - len(workers[1].held)) <= 1
         for worker in workers:  # as many of each, whichever
             for _ in range(2):
@@ -140,12 +133,12 @@ async def test_what_a_worker_had_not_taken_when_it_died_goes_to_another(bound: s
     made = [clients() for _ in range(5)]
     for number, client in enumerate(made):
         client.sendall(b"%d" % number)
-    await settled(lambda: len(dying.taker.on_the_way) == 5)
+    await wait_until(lambda: len(dying.taker.on_the_way) == 5)
     dying.held.append(dying.source.accept()[0])  # one it takes, which nobody else may have too
     other = Worker(handover)
     dying.die()
     other.takes_at_once()
-    await settled(lambda: len(other.held) == 4)
+    await wait_until(lambda: len(other.held) == 4)
     assert [held.recv(10) for held in other.held] == [b"1", b"2", b"3", b"4"]
     await asyncio.to_thread(made[0].settimeout, 60)
     with pytest.raises(ConnectionResetError):  # it had sent what was not read
@@ -172,9 +165,9 @@ async def test_a_worker_that_could_not_be_handed_a_connection_gets_later_ones(
 
     monkeypatch.setattr(socket, "send_fds", refuses_once)
     clients()
-    await settled(lambda: bool(refused))
+    await wait_until(lambda: bool(refused))
     worker.source.report()  # as it does each second
-    await settled(lambda: len(worker.held) == 1)
+    await wait_until(lambda: len(worker.held) == 1)
     await handover.close(1)
     worker.die()
 
@@ -188,7 +181,7 @@ async def test_connections_wait_in_the_queue_while_no_worker_is_there(bound: soc
     made = [clients() for _ in range(3)]
     second = Worker(handover)
     second.takes_at_once()
-    await settled(lambda: len(second.held) == 3)
+    await wait_until(lambda: len(second.held) == 3)
     assert {held.getpeername() for held in second.held} == {client.getsockname() for client in made}
     await handover.close(1)
     second.die()
@@ -199,12 +192,12 @@ async def test_more_than_a_worker_may_have_on_the_way_are_all_taken(bound: socke
     worker = Worker(handover)
     await handover.open(1024)
     made = [clients() for _ in range(3 * MOST_ON_THE_WAY)]
-    await settled(lambda: len(worker.taker.on_the_way) == MOST_ON_THE_WAY)
+    await wait_until(lambda: len(worker.taker.on_the_way) == MOST_ON_THE_WAY)
     closing = asyncio.ensure_future(handover.close(60))  # it hands over what is left, first
     await asyncio.sleep(0.02)
     worker.takes_at_once()
     await closing
-    await settled(lambda: len(worker.held) == len(made))
+    await wait_until(lambda: len(worker.held) == len(made))
     await asyncio.wait_for(worker.source.ended.wait(), 60)
     worker.die()
 

@@ -20,8 +20,9 @@ from aio_channel import WireChannel
 from certificates import Authority, read
 from frames import connect, data, u32
 from grpc_peers import SERVICE, Service, handlers, path, wire_server
+from patience import HANG
 from processes import head, request
-from traffic import HANG, until
+from traffic import until
 
 from gateway.http2.frames import frame
 from gateway.http2.hpack import NeverIndexed

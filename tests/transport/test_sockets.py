@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from aio_channel import WireChannel
-from traffic import HANG
+from patience import HANG
 
 from gateway.admin import Admin
 from gateway.api.listener import CannotServe

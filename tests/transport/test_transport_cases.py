@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from aio_channel import WireChannel
 from grpc_peers import UNLIMITED, Service, grpcio_server, path, wire_server
-from traffic import HANG
+from patience import HANG
 
 PAIRS = ["grpcio to wire", "wire to grpcio", "wire to wire"]
 

@@ -27,7 +27,7 @@ async def server(triton_repository: Path) -> AsyncIterator[LocalTriton]:
     await running.aclose()
 
 
-async def test_it_is_run_again_with_one_that_lives(server: LocalTriton) -> None:
+async def test_a_test_whose_triton_has_crashed_is_run_again_with_one_that_lives(server: LocalTriton) -> None:
     runs.append(server.pid)
     assert server.pid is not None
     if len(runs) == 1:
@@ -38,6 +38,6 @@ async def test_it_is_run_again_with_one_that_lives(server: LocalTriton) -> None:
     assert why_died() == ""
 
 
-async def test_one_that_was_killed_as_a_test_wants_it_is_no_reason(server: LocalTriton) -> None:
+async def test_a_triton_that_a_test_has_killed_is_no_reason_to_run_it_again(server: LocalTriton) -> None:
     await server.kill()
     assert why_died() == ""

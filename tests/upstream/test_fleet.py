@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+from patience import wait_until
 from scripted import ScriptedConnection
 
 from gateway.upstream import fleet as fleet_module
@@ -43,14 +44,6 @@ class Network:
     @property
     def open(self) -> list[str]:
         return [connection.address for connection in self.dialled if not connection.closed]
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    for _ in range(6000):
-        if holds():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come about")
 
 
 @pytest.fixture
@@ -136,7 +129,7 @@ async def test_a_removed_endpoint_is_closed_once_its_calls_have_ended(
     await asyncio.sleep(0.01)
     assert network.open == ["a", "b"]
     endpoint.in_flight -= 1
-    await until(lambda: network.open == ["b"])
+    await wait_until(lambda: network.open == ["b"])
     assert not endpoint.can_serve("m", "")
 
 
@@ -164,7 +157,7 @@ async def test_an_endpoint_whose_connection_is_cut_for_its_faults_is_in_doubt_an
     asked = len(connection.asked)
     connection.fault("too many small frames")
     assert (endpoint.state, endpoint.reason) == (State.SUSPECT, "too many small frames")
-    await until(lambda: endpoint.state is State.READY)
+    await wait_until(lambda: endpoint.state is State.READY)
     assert len(connection.asked) > asked
 
 
@@ -220,7 +213,7 @@ async def test_what_a_sequence_needs_is_dialled_once_and_kept_until_it_is_not_ne
         assert fleet.outside("main") == [endpoint]
         fleet._release(now + 11)
         assert (fleet.outside("main"), left) == ([], [address])
-        await until(lambda: address not in network.open)
+        await wait_until(lambda: address not in network.open)
         assert reached(pool, address) is not endpoint
 
 

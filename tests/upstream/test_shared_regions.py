@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import wait_until
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.status import Code, Origin
@@ -363,11 +364,7 @@ async def test_a_place_that_steps_of_a_failed_ensemble_may_read_is_free_after_a_
     kept.released(True)
     placed.drop()
     assert rig.memory.now().slots == 1
-    for _ in range(6000):
-        if rig.memory.now().slots == 0:
-            break
-        await asyncio.sleep(0.01)
-    assert rig.memory.now().slots == 0
+    await wait_until(lambda: rig.memory.now().slots == 0)
     assert rig.memory.now().state == "in use"
 
 

@@ -6,7 +6,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.v2.peek import RAW_INPUT, KnownHeads, peek_front, peek_request
-from gateway.v2.rows import believable, rows_of
+from gateway.v2.rows import clamped, rows_of
 
 
 def request(*shape: int, raw: bool = True) -> bytes:
@@ -72,9 +72,9 @@ def test_what_is_before_a_shape_hides_no_rows() -> None:
 
 def test_no_more_rows_are_believed_than_a_request_can_have() -> None:
     body = request(8, 1)
-    assert believable(8, body, len(body), may_share_memory=False) == 8
-    assert believable(1 << 30, body, 500, may_share_memory=True) == 500
+    assert clamped(8, body, len(body), may_share_memory=False) == 8
+    assert clamped(1 << 30, body, 500, may_share_memory=True) == 500
     shared = body + b"shared_memory_region"
-    assert believable(1000, shared, 500, may_share_memory=True) == 1000
-    assert believable(1 << 30, shared, 500, may_share_memory=True) == 65_536
-    assert believable(1000, shared, 500, may_share_memory=False) == 500
+    assert clamped(1000, shared, 500, may_share_memory=True) == 1000
+    assert clamped(1 << 30, shared, 500, may_share_memory=True) == 65_536
+    assert clamped(1000, shared, 500, may_share_memory=False) == 500

@@ -15,10 +15,12 @@ from gateway.experiments.analysis.mixture import Bools, Floats, Ints, log_e_valu
 FIRST_LOOK = 100
 """Units in each arm before which nothing is said: the central limit theorem needs some."""
 
-FIRST_OTHERS = 20
-"""Units of both arms, with another value than most have, before which nothing is said. Where one of a hundred buys, the
-few who did show neither what such a one spends nor how much that varies: with a log-normal amount (σ = 1.5) 22 of 100
-experiments had an interval at some look that missed the true difference, and 1 of 100 with this."""
+LEAST_VARIED = 20
+"""Units of both arms together with another value than most have, before which nothing is said.
+
+Where one of a hundred buys, the few who did show neither what a buyer spends nor how much that varies. With log-normal
+amounts (σ = 1.5) 22 of 100 experiments had an interval at some look that missed the true difference; with this, 1 had.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,9 @@ def arm_of_values(values: Floats) -> Arm:
 
 
 def varies(values: Floats) -> bool:
-    """Have `FIRST_OTHERS` units another value than most?"""
+    """Have `LEAST_VARIED` units another value than most?"""
     _, counts = np.unique(values, return_counts=True)
-    return bool(values.size - counts.max(initial=0) >= FIRST_OTHERS)
+    return bool(values.size - counts.max(initial=0) >= LEAST_VARIED)
 
 
 def linearised(over: Floats, under: Floats) -> Floats:

@@ -74,7 +74,7 @@ class FairQueue:
         return waiting, since
 
     def maybe_last(self, own: int) -> Waiting | None:
-        """The call that would go last of the caller with the most; None if nobody has more than `own`."""
+        """Of the caller with the most calls, the one that would go last; None if nobody has more than `own` calls."""
         places = max(self._by_caller.values(), key=len, default=None)
         return None if places is None or len(places) <= own else max(places)[3]
 

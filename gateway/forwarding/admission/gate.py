@@ -157,20 +157,21 @@ class Gate:
         self.reached_at = now
         self._adaptive.reached()
         queue = self._batch if is_batch else self._normal
-        last = self._maybe_last(call, is_batch) if waiting >= _MOST_WAITING else None
-        is_room = waiting < _MOST_WAITING or last is not None
-        self._check(call, is_room, self._normal.size if is_batch else 0, queue, now)
+        displaced = self._maybe_displaced(call, is_batch) if waiting >= _MOST_WAITING else None
+        has_room = waiting < _MOST_WAITING or displaced is not None
+        self._check(call, has_room, self._normal.size if is_batch else 0, queue, now)
         queue.push(call, now)
-        if last is not None:
-            self.abandon(last)
+        if displaced is not None:
+            self.abandon(displaced)
             self.refusals[FULL] += 1
-            last.shed(FULL, _LEAST_RETRY)
+            displaced.shed(FULL, _LEAST_RETRY)
         return False
 
-    def _maybe_last(self, call: Waiting, is_batch: bool) -> Waiting | None:
-        """Who makes room for a call where no more may wait: of the batch class first, then of whoever has the most.
+    def _maybe_displaced(self, call: Waiting, is_batch: bool) -> Waiting | None:
+        """The call that makes room for this one where no more may wait; None if this one has to go.
 
-        So a caller who fills the queue takes its last place from himself, and not from others.
+        It is one of the batch class if there is any, else the last one of the caller who has the most. So a caller who
+        fills the queue takes its last place from himself, and not from others.
         """
         if is_batch:
             return self._batch.maybe_last(self._batch.own(call.turn) + 1)
@@ -185,9 +186,8 @@ class Gate:
 
     def _note(self, is_full: bool, now: float) -> None:
         """Keep the share of time in which there was no place free, of the last while."""
-        least = (
-            _LEAST_STANDING + 2.0 * _LONGEST_STALL if self._room else _LEAST_STANDING
-        )  # a stall is no standing queue
+        # A stall is no standing queue.
+        least = _LEAST_STANDING + 2.0 * _LONGEST_STALL if self._room else _LEAST_STANDING
         span = max(_STANDING * self._adaptive.latency, least)
         state = 1.0 if self._was_full else 0.0
         self._full_share += (state - self._full_share) * min(1.0, (now - self._noted_at) / span)
@@ -203,10 +203,10 @@ class Gate:
                 self._adaptive.reached()
                 self._refuse(TOO_LATE, wait)
 
-    def _check(self, call: Waiting, is_room: bool, before: int, queue: FairQueue, now: float) -> None:
+    def _check(self, call: Waiting, has_room: bool, before: int, queue: FairQueue, now: float) -> None:
         rate = self._rate()
         ahead = before + queue.ahead(call.turn)
-        if not is_room or ahead >= self._most_ahead(queue.own(call.turn)):
+        if not has_room or ahead >= self._most_ahead(queue.own(call.turn)):
             self._refuse(FULL, (ahead + 1) / rate if rate else 0.0)
         deadline = call.until
         if rate and deadline is not None:

@@ -77,7 +77,7 @@ class Mergeable(Member, Protocol):
 
     @property
     def blamed(self) -> Hashable:
-        """Who is to blame if it makes a batch fail: its caller's name, or if that is not known his connection."""
+        """Who is to blame if it makes a batch fail: its caller's name or, if that is not known, his connection."""
 
     @property
     def upstream_id(self) -> str | None:
@@ -168,7 +168,7 @@ class MergePoint:
         # The bytes of a ModelConfigRequest too, which has the same fields.
         self._question = pb.ModelStatisticsRequest(name=known.name, version=known.version).SerializeToString()
         self._in_flight: dict[Batch[Mergeable], _InFlight] = {}
-        # Who is to blame for batches that failed: how many, and the instant until which his requests are sent alone.
+        # By who is to blame: how many batches failed, and the instant until which his requests are sent alone.
         self._offenders: dict[Hashable, tuple[int, float]] = {}
 
     def takes(self, member: Mergeable, placed: Placed | None = None) -> bool:
@@ -193,7 +193,7 @@ class MergePoint:
         if found is None or found[0].rows >= merger.limits.rows:
             return False
         member.layout, member.spans = found
-        member.carried = carried(member.passed, self.settings.metadata, self.settings.caller)
+        member.carried = carried(member.passed, self.settings.metadata, self.settings.caller_key)
         return True
 
     def submit(self, member: Mergeable) -> None:

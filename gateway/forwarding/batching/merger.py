@@ -16,8 +16,8 @@ from gateway.rpc.metadata import Fields
 from gateway.v2.layout import Layout, split_rows
 from gateway.v2.peek import Head, encode_varint, scalars
 
-Key: TypeAlias = bytes
-"""Of metadata, as it is on the wire; `bytes` is a field below."""
+MetadataKey: TypeAlias = bytes
+"""As it is on the wire. The name is needed in `MergeSettings`, whose field `bytes` hides the type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class MergeSettings:
     metadata: frozenset[str] | None = None  # keys whose values must be equal; None: all keys but `proof.PER_CALL`
     ignore_ids: bool = False  # merge requests that have an id too; their ids do not reach Triton
     recheck: float = 0.0  # seconds for which a check that the model has not changed stays valid
-    caller: Key = b""  # the metadata key under which the gateway itself tells Triton who calls
+    caller_key: MetadataKey = b""  # under which the gateway itself tells Triton who calls; empty: it does not
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,11 +63,12 @@ def fits(answer: Layout, outputs: Mapping[str, tuple[str, tuple[int, ...]]]) -> 
     return True
 
 
-def carried(passed: Fields, keys: frozenset[str] | None, caller: bytes = b"") -> Fields:
+def carried(passed: Fields, keys: frozenset[str] | None, caller_key: bytes = b"") -> Fields:
     """The metadata that members of one batch must have in common, which the merged request has.
 
-    passed: the metadata that the request would have alone. keys: `MergeSettings.metadata`.
-    caller: the key under which the gateway itself says who calls, which counts also if it is one of `PER_CALL`.
+    passed:      the metadata that the request would have alone.
+    keys:        `MergeSettings.metadata`.
+    caller_key:  `MergeSettings.caller_key`, whose values must be equal also if it is one of `PER_CALL`.
     """
     if not passed:
         return ()
@@ -77,6 +78,6 @@ def carried(passed: Fields, keys: frozenset[str] | None, caller: bytes = b"") ->
         [
             field
             for field in passed
-            if (field[0] not in PER_CALL and not field[0].startswith(PER_CALL_PREFIXES)) or field[0] == caller
+            if (field[0] not in PER_CALL and not field[0].startswith(PER_CALL_PREFIXES)) or field[0] == caller_key
         ]
     )

@@ -45,7 +45,7 @@ class HedgedModel:
         return self.settings.seconds or self.latency.quantile(now)
 
     def may(self, now: float, scopes: Scopes) -> bool:
-        """Is there budget for one, of a call of these?"""
+        """Is there budget for a second attempt? scopes: whose call it is."""
         if self.budget.has_some(now, scopes):
             return True
         self.refused += 1

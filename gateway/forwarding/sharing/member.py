@@ -60,7 +60,7 @@ class Sharing:
     def begin(self, model: SharedModel, body: bytes) -> bool:
         """Answer the call as an identical request was or is being answered. False: it must go alone."""
         inference, caller, targets = self._inference, self._caller, self._work.attempts.targets
-        sent = carried(caller.metadata.passed, model.settings.metadata, model.settings.caller)
+        sent = carried(caller.metadata.passed, model.settings.metadata, model.settings.caller_key)
         digest = maybe_key(body, self._work.head, sent)
         if digest is None:
             return False

@@ -45,7 +45,7 @@ class ShareSettings:
     cache_bytes: int = 0  # of one worker; 0: nothing is remembered
     seconds: float = 60.0  # for which an answer is remembered
     metadata: frozenset[str] | None = None  # keys that must be equal; None: all, without those that differ by nature
-    caller: bytes = b""  # the key under which the gateway itself tells Triton who calls
+    caller_key: bytes = b""  # under which the gateway itself tells Triton who calls; empty: it does not
 
 
 class Member(Protocol):
@@ -236,7 +236,7 @@ class Flight(Caller):
 
 
 def _as_chosen(served: Served) -> Served:
-    """Who gave a fallback's answer, for those whom it is remembered for: they are meant for that variant."""
+    """Who gave a fallback's answer, as calls are told for which it is remembered: that variant is meant for them."""
     return replace(served, fallback_from="", fallback_reason="")
 
 
@@ -246,7 +246,7 @@ class SharedModel:
     def __init__(self, name: str, settings: ShareSettings) -> None:
         self._name = name
         self.settings = settings
-        self._flights: dict[Hashable, Flight] = {}  # by key, the latest; and by key and turn
+        self._flights: dict[Hashable, Flight] = {}  # the latest by key, and one by key and turn
         self._cache = AnswerCache(settings.cache_bytes, settings.seconds)
         self.hits = 0
         self.coalesced = 0
@@ -260,7 +260,7 @@ class SharedModel:
         return found
 
     def maybe_flight(self, key: Hashable, turn: Hashable) -> Flight | None:
-        """What a request may wait for: the latest flight, or the one that waits for the same turn."""
+        """The flight that a request may join: the latest, or the one that waits for the same turn."""
         flight = self._flights.get(key)
         if flight is not None and not flight.takes(turn):
             flight = self._flights.get((key, turn))
