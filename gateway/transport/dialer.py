@@ -257,6 +257,13 @@ class WireChannel:
 
     async def _open_transport(self, made: ClientEdge) -> None:
         """Connect the socket, with TLS if configured. raises: OSError."""
+        try:
+            await self._create_connection(made)
+        except BaseException:
+            made.is_given_up = True
+            raise
+
+    async def _create_connection(self, made: ClientEdge) -> None:
         tls: dict[str, Any] = {"ssl": self.options.tls}  # Any: keyword arguments of two methods of the loop
         if isinstance(self._address, str):
             if self.options.tls is not None:

@@ -54,6 +54,7 @@ class Edge(Generic[Wire]):
         self.transport: asyncio.Transport
         self.wire: Wire
         self.on_bytes: Callable[[int], None] | None = None  # hears how many bytes a turn has read, if they are many
+        self.is_given_up = False  # by whoever dialled: uvloop has closed its transport, and does not say so
         self._make = make
         self._gone = gone
         self._stops_reading = stops_reading
@@ -168,8 +169,8 @@ class Edge(Generic[Wire]):
             self.on_bytes(self._turn_bytes)
         self._turn_bytes = self._turn_spared = 0
         self.wire.advance()
-        if self._closing_since is None and self.transport.is_closing():
-            return  # the socket is lost, or its dialer gave up; uvloop allows no more calls on it
+        if self.is_given_up or (self._closing_since is None and self.transport.is_closing()):
+            return  # uvloop allows no more calls on it
         if self._rests and not self.wire.is_late:
             self._rests = False
             if self.wire.reads and not self.transport.is_closing():

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import uvloop
 from aio_channel import WireChannel, start_unary
 from command_line import free_port
 from grpc_peers import Service, grpcio_server, path, wire_server
@@ -46,6 +47,25 @@ async def test_nothing_is_connected_before_the_first_call() -> None:
         assert server.connections == 0
         assert await call_code(channel) is grpc.StatusCode.OK
         assert channel.state is State.READY
+
+
+async def _closed_while_they_connect(address: str) -> list[Any]:
+    """What the loop was told of channels that were closed up to 4 ms after they began to connect."""
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    for after in range(400):
+        channel = WireChannel(address)
+        channel.connect()
+        await asyncio.sleep(after * 1e-5)
+        await channel.close()
+        await asyncio.sleep(0.002)
+    return told
+
+
+async def test_a_channel_that_is_closed_as_it_connects_writes_no_stack_to_the_log() -> None:
+    """uvloop, which the gateway runs on, closes the transport of a connection that is given up, and does not say so."""
+    async with wire_server(Service()) as (_, address):
+        assert await asyncio.to_thread(uvloop.run, _closed_while_they_connect(address)) == []
 
 
 async def test_a_channel_keeps_its_number_of_connections_and_spreads_calls() -> None:
