@@ -1047,6 +1047,7 @@ class Engine:
         self._out.clear()
         self._ready.clear()
         self._streams.clear()  # so that calls that have not heard of the end yet can add nothing
+        self._latest = _NONE
         self._queued = 0
 
     def copy_queued(self, stream_id: int) -> None:

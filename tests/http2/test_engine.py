@@ -531,3 +531,17 @@ def test_whatever_came_between_a_head_says_what_its_client_wrote(steps: list[tup
             server.reset_stream(stream)
             server.receive_data(opened(stream, END_STREAM, encoder.encode([(b"x-late", user)])))
         server.events(), server.data_to_send()
+
+
+def test_nothing_is_queued_on_a_connection_that_is_over() -> None:
+    """Also not for the stream that was asked for last."""
+    client, server = pair()
+    stream = client.send_request(HEAD)
+    exchange(client, server)
+    server.send_response(stream, [(b":status", b"200")])
+    server.send_data(stream, bytes(1 << 20))
+    server.drop_output()
+    assert server.queued_body_size() == server.queued_body_size(stream) == 0
+    with pytest.raises(EngineError):
+        server.send_data(stream, b"more")
+    assert not server.want_write
