@@ -66,7 +66,7 @@ class Edge(Generic[Wire]):
         self._waiting = 0  # bytes that the peer had not taken at the last tick with a full socket
         self._closing_since: float | None = None
         self._is_in_place = False  # is the socket read by `InPlace`?
-        self._fd = -1  # of the socket, if what it takes is written as it is
+        self._fd = -1  # of the socket, where large output is written to it directly; with TLS it never is
         self._laid_at = 0.0  # when a body was last to be laid where it belongs
 
     # Called by asyncio

@@ -174,9 +174,7 @@ async def test_a_call_names_its_experiment_and_the_arm_that_its_unit_was_assigne
         call(metadata=SAMPLED, attempts=[attempt(why="holdout:x", planned="holdout:x")]).report_to(listener)
     calls = [attributes(span) for span in receiver.spans if span.kind == Span.SPAN_KIND_SERVER]
     arms = [(each.get("gateway.experiment"), each.get("gateway.arm"), each["gateway.variant"]) for each in calls]
-    planned_ones = {("int8-in-spring", "int8", "int8"), ("int8-in-spring", "int8", "fp32")}
-    assert len(arms) == 3
-    assert set(arms) > planned_ones  # spans of several calls may come in any order
+    assert set(arms) > {("int8-in-spring", "int8", "int8"), ("int8-in-spring", "int8", "fp32")}  # in any order
     assert sorted(str(arm) for _, arm, _ in arms) == ["None", "int8", "int8"]
 
 
